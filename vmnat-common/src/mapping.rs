@@ -1,0 +1,90 @@
+//! The mapping: which external endpoint an internal endpoint has, whatever it talks to (RFC 4787 REQ-1).
+//!
+//! A mapping is two entries in one map, internal to external and back. It is consulted and claimed when a flow is
+//! opened, never on the hot path. Claiming is `NOEXIST` on the external entry first, so two guests never hold
+//! one external endpoint. It outlives its sessions by the rest of a freed port (RFC 6888 REQ-8).
+
+use bytemuck::{Pod, Zeroable};
+
+use crate::endpoint::{Address, Endpoint, Port, Protocol};
+
+/// Which end of a mapping the key names.
+#[repr(u8)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum End {
+    /// Key is the guest's endpoint, value holds the external one.
+    Internal = 0,
+    /// Key is the external endpoint, value holds the guest's.
+    External = 1,
+}
+
+/// Key of the `MAPPING` map.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Pod, Zeroable)]
+pub struct MappingKey {
+    /// Address of the endpoint.
+    pub address: Address,
+    /// Port or identifier.
+    pub port: Port,
+    /// IP protocol number.
+    pub protocol: u8,
+    /// [`End`] as a number.
+    pub end: u8,
+}
+
+const _: () = assert!(size_of::<MappingKey>() == 8);
+
+impl MappingKey {
+    /// The key of a guest's endpoint.
+    #[must_use]
+    pub const fn internal(protocol: u8, endpoint: Endpoint) -> Self {
+        Self { address: endpoint.address, port: endpoint.port, protocol, end: End::Internal as u8 }
+    }
+
+    /// The key of an external endpoint.
+    #[must_use]
+    pub const fn external(protocol: u8, endpoint: Endpoint) -> Self {
+        Self { address: endpoint.address, port: endpoint.port, protocol, end: End::External as u8 }
+    }
+
+    /// The protocol, where it is a tracked one.
+    #[must_use]
+    pub const fn protocol(&self) -> Option<Protocol> {
+        Protocol::from_number(self.protocol)
+    }
+}
+
+/// Value of the `MAPPING` map: the other end, and how many flows stand on it.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Pod, Zeroable)]
+pub struct Mapping {
+    /// Address of the other end.
+    pub address: Address,
+    /// Port of the other end.
+    pub port: Port,
+    /// [`MappingFlags`] bits.
+    pub flags: u16,
+    /// Flows on this mapping; only the internal entry counts. Not above zero means none.
+    pub flows: i32,
+    /// Jiffies (low 32 bits) when the last flow was opened or removed.
+    pub last_used: u32,
+}
+
+const _: () = assert!(size_of::<Mapping>() == 16);
+
+/// Bits of [`Mapping::flags`].
+#[derive(Clone, Copy, Debug)]
+pub struct MappingFlags;
+
+impl MappingFlags {
+    /// The external endpoint is shared with another guest's mapping because the pool was full.
+    pub const OVERLOADED: u16 = 1;
+}
+
+impl Mapping {
+    /// The other end.
+    #[must_use]
+    pub const fn other(&self) -> Endpoint {
+        Endpoint::new(self.address, self.port)
+    }
+}

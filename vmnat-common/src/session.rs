@@ -1,0 +1,80 @@
+//! The session: what a flow's packets become. Two entries make a conversation, one a direction.
+//!
+//! Each direction writes only its own entry (last seen, TCP bits, counters), so two CPUs never fight over one
+//! cache line. The value fills 64 bytes: with the kernel's 48-byte element head and the 16-byte key, key and
+//! value each begin on a cache line.
+
+use bytemuck::{Pod, Zeroable};
+
+use crate::endpoint::{Address, Endpoint, Mac, Port};
+
+/// Value of the `FLOW` map: the rewrite, the way out, and the life of one direction.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Pod, Zeroable)]
+pub struct Session {
+    /// What replaces the near address: the external one outbound, the internal one inbound.
+    pub address: Address,
+    /// What replaces the near port or identifier.
+    pub port: Port,
+    /// [`crate::tcp_state::Seen`] bits of this direction.
+    pub tcp_seen: u8,
+    /// [`Flags`] bits.
+    pub flags: u8,
+    /// Interface index the packet leaves by; with [`Flags::VIA_NEIGHBOUR`] inbound it is the bridge.
+    pub out_if: u32,
+    /// Interface index the packet must arrive by: the guest's port outbound, the uplink inbound.
+    pub in_if: u32,
+    /// Next hop of the cached route, outbound; unspecified inbound.
+    pub next_hop: Address,
+    /// Outbound: the destination MAC (the bridge's) that frames must carry. Inbound: the one that is written.
+    pub destination_mac: Mac,
+    /// Outbound: the guest's MAC that frames must carry. Inbound: the bridge's, which is written.
+    pub source_mac: Mac,
+    /// Ones' complement difference of the address rewrite, folded.
+    pub address_diff: u16,
+    /// Ones' complement difference of the port rewrite, folded; zero when the port is kept.
+    pub port_diff: u16,
+    /// Largest IP packet of the way out, bytes.
+    pub mtu: u16,
+    /// [`crate::settings::Settings::epoch`] at which route and lease were last checked.
+    pub epoch: u16,
+    /// Jiffies (low 32 bits) of the last packet.
+    pub last_seen: u32,
+    /// [`crate::flow::FlowKey::tag`] of this entry's key.
+    pub tag: u32,
+    /// Packets of this direction.
+    pub packets: u64,
+    /// Bytes of this direction, as IP carries them.
+    pub bytes: u64,
+}
+
+const _: () = assert!(size_of::<Session>() == 64);
+
+/// Bits of [`Session::flags`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Flags;
+
+impl Flags {
+    /// Opened from outside through a port forward.
+    pub const FORWARDED: u8 = 1;
+    /// Taken over from the kernel's connection tracking.
+    pub const IMPORTED: u8 = 2;
+    /// Inbound: the guest's port is not known; the neighbour table of the bridge delivers.
+    pub const VIA_NEIGHBOUR: u8 = 4;
+    /// The flow holds a count on its [`crate::mapping::Mapping`].
+    pub const MAPPED: u8 = 8;
+}
+
+impl Session {
+    /// What replaces the near endpoint.
+    #[must_use]
+    pub const fn rewritten(&self) -> Endpoint {
+        Endpoint::new(self.address, self.port)
+    }
+
+    /// True when the flag is set.
+    #[must_use]
+    pub const fn has(&self, flag: u8) -> bool {
+        self.flags & flag != 0
+    }
+}

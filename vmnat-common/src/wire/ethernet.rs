@@ -1,0 +1,48 @@
+//! Ethernet II, and the ARP that guests announce themselves with.
+
+use network_types::eth::{EthHdr, EtherType};
+
+/// Bytes of the header.
+pub const LEN: usize = EthHdr::LEN;
+
+/// Offset of the destination address.
+pub const DESTINATION: usize = core::mem::offset_of!(EthHdr, dst_addr);
+
+/// Offset of the source address.
+pub const SOURCE: usize = core::mem::offset_of!(EthHdr, src_addr);
+
+/// `ETH_P_IP` as it lies in a packet; `__sk_buff.protocol` holds it in this form too.
+pub const IPV4: u16 = EtherType::Ipv4 as u16;
+
+/// `ETH_P_ARP` as it lies in a packet.
+pub const ARP: u16 = EtherType::Arp as u16;
+
+/// ARP for IPv4 over Ethernet (RFC 826): offsets within the frame.
+pub mod arp {
+    /// Bytes of the frame that are read.
+    pub const END: usize = super::LEN + 28;
+
+    /// Hardware type 1, protocol 0x0800, lengths 6 and 4, as two words in memory order.
+    pub const ETHERNET_IPV4: [u8; 6] = [0, 1, 8, 0, 6, 4];
+
+    /// Offset of the hardware type.
+    pub const HARDWARE: usize = super::LEN;
+
+    /// Offset of the sender's MAC.
+    pub const SENDER_MAC: usize = super::LEN + 8;
+
+    /// Offset of the sender's IPv4 address.
+    pub const SENDER_ADDRESS: usize = super::LEN + 14;
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ether_types_are_in_memory_order() {
+        assert_eq!(IPV4.to_ne_bytes(), [0x08, 0x00]);
+        assert_eq!(ARP.to_ne_bytes(), [0x08, 0x06]);
+        assert_eq!((DESTINATION, SOURCE, LEN), (0, 6, 14));
+    }
+}

@@ -1,0 +1,16 @@
+//! TCP (RFC 9293).
+
+/// Bytes of the header without options.
+pub const LEN: usize = network_types::tcp::TcpHdr::LEN;
+
+/// Offset of the source port; the destination port follows it.
+pub const SOURCE: usize = 0;
+
+/// Offset of the destination port.
+pub const DESTINATION: usize = 2;
+
+/// Offset of the flags that [`crate::tcp_state::flag`] names.
+pub const FLAGS: usize = 13;
+
+/// Offset of the checksum.
+pub const CHECKSUM: usize = 16;

@@ -1,0 +1,61 @@
+//! Every map that the programs share with each other and with user space; the only place that declares any.
+//!
+//! Sizes are defaults: the loader may change those of `FLOW`, `MAPPING` and `LEASE` before it loads.
+
+use aya_ebpf::{
+    macros::map,
+    maps::{Array, HashMap, LpmTrie, PerCpuArray},
+};
+use vmnat_common::{
+    Address, Outcome,
+    bridge::BridgePort,
+    flow::FlowKey,
+    forward::{Forward, ForwardKey},
+    lease::Lease,
+    mapping::{Mapping, MappingKey},
+    network::Network,
+    port_range::POOL_WORDS,
+    session::Session,
+    settings::Settings,
+    uplink::Uplink,
+};
+
+/// Flows, two entries each. Preallocated: no allocation on the packet's road, and never an eviction.
+#[map]
+pub static FLOW: HashMap<FlowKey, Session> = HashMap::with_max_entries(2 * 262_144, 0);
+
+/// Mappings, two entries each.
+#[map]
+pub static MAPPING: HashMap<MappingKey, Mapping> = HashMap::with_max_entries(2 * 65_536, 0);
+
+/// Subnets of guests.
+#[map]
+pub static NETWORK: LpmTrie<Address, Network> = LpmTrie::with_max_entries(256, 0);
+
+/// Bridge ports and bridges, by interface index.
+#[map]
+pub static BRIDGE_PORT: HashMap<u32, BridgePort> = HashMap::with_max_entries(4_096, 0);
+
+/// Uplinks, by interface index.
+#[map]
+pub static UPLINK: HashMap<u32, Uplink> = HashMap::with_max_entries(64, 0);
+
+/// Port forwards, by external endpoint.
+#[map]
+pub static FORWARD: HashMap<ForwardKey, Forward> = HashMap::with_max_entries(65_536, 0);
+
+/// Where each guest's address lives.
+#[map]
+pub static LEASE: HashMap<Address, Lease> = HashMap::with_max_entries(16_384, 0);
+
+/// One bit a port that guests may be given.
+#[map]
+pub static PORT_POOL: Array<u64> = Array::with_max_entries(POOL_WORDS, 0);
+
+/// The single [`Settings`].
+#[map]
+pub static SETTINGS: Array<Settings> = Array::with_max_entries(1, 0);
+
+/// Packets by [`Outcome`], a counter a CPU.
+#[map]
+pub static OUTCOMES: PerCpuArray<u64> = PerCpuArray::with_max_entries(Outcome::COUNT, 0);

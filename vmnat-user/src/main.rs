@@ -1,0 +1,3 @@
+//! The `vmnat` command.
+
+fn main() {}
