@@ -19,11 +19,15 @@ pub enum End {
 }
 
 /// Key of the `MAPPING` map.
+///
+/// An internal endpoint that leaves by two uplinks has a mapping on the address of each.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Pod, Zeroable)]
 pub struct MappingKey {
     /// Address of the endpoint.
     pub address: Address,
+    /// Of an internal end: the external address that the mapping is on. Unspecified for an external end.
+    pub on: Address,
     /// Port or identifier.
     pub port: Port,
     /// IP protocol number.
@@ -32,19 +36,20 @@ pub struct MappingKey {
     pub end: u8,
 }
 
-const _: () = assert!(size_of::<MappingKey>() == 8);
+const _: () = assert!(size_of::<MappingKey>() == 12);
 
 impl MappingKey {
-    /// The key of a guest's endpoint.
+    /// The key of a guest's endpoint, for its mapping on the external address `on`.
     #[must_use]
-    pub const fn internal(protocol: u8, endpoint: Endpoint) -> Self {
-        Self { address: endpoint.address, port: endpoint.port, protocol, end: End::Internal as u8 }
+    pub const fn internal(protocol: u8, endpoint: Endpoint, on: Address) -> Self {
+        Self { address: endpoint.address, on, port: endpoint.port, protocol, end: End::Internal as u8 }
     }
 
     /// The key of an external endpoint.
     #[must_use]
     pub const fn external(protocol: u8, endpoint: Endpoint) -> Self {
-        Self { address: endpoint.address, port: endpoint.port, protocol, end: End::External as u8 }
+        let on = Address::UNSPECIFIED;
+        Self { address: endpoint.address, on, port: endpoint.port, protocol, end: End::External as u8 }
     }
 
     /// The protocol, where it is a tracked one.

@@ -26,7 +26,7 @@ pub enum Mode {
     /// Remove these flows whatever their age.
     Remove = 1,
     /// Remove these mappings, where they hold no flow and have rested; keys are [`crate::mapping::MappingKey`]s
-    /// of internal ends in the first eight bytes of each slot.
+    /// of internal ends, each in the first bytes of its slot.
     Mapping = 2,
 }
 
