@@ -1,0 +1,167 @@
+//! The errors that have an exit code of their own; each says what, where, why, and what to do.
+
+use std::{net::Ipv4Addr, path::PathBuf};
+
+use ipnet::Ipv4Net;
+use thiserror::Error;
+
+use crate::exit::Exit;
+
+/// Trouble that an operator can act on.
+#[derive(Debug, Error)]
+pub enum Error {
+    /// A privilege is missing.
+    #[error("{what} needs root (CAP_BPF, CAP_NET_ADMIN and CAP_PERFMON): run it with sudo")]
+    NotPermitted {
+        /// What was tried.
+        what: String,
+    },
+    /// No interface of that name.
+    #[error("there is no interface \"{name}\"; {hint}")]
+    NoInterface {
+        /// The name that was given.
+        name: String,
+        /// What there is instead, or what to do.
+        hint: String,
+    },
+    /// The interface exists and is no bridge.
+    #[error("interface \"{name}\" is not a bridge; {hint}")]
+    NotABridge {
+        /// The name that was given.
+        name: String,
+        /// Which bridges there are.
+        hint: String,
+    },
+    /// No IPv4 address to translate to.
+    #[error(
+        "uplink \"{name}\" has no IPv4 address: bring it up (for example with dhclient), or use `--wait 30s` to wait for one"
+    )]
+    NoUplinkAddress {
+        /// The uplink.
+        name: String,
+    },
+    /// No default route and no uplink named.
+    #[error("there is no IPv4 default route to follow: name the uplink with `--uplink`, or use `--wait 30s`")]
+    NoDefaultRoute,
+    /// The kernel cannot run the dataplane.
+    #[error("this kernel ({release}) cannot run vmnat: {why}. Linux 6.1 or later is needed")]
+    KernelTooOld {
+        /// `uname -r`.
+        release: String,
+        /// What it lacks.
+        why: String,
+    },
+    /// No bpffs.
+    #[error("no BPF file system at /sys/fs/bpf ({why}): run `mount -t bpf bpf /sys/fs/bpf`")]
+    NoBpfFs {
+        /// Why it could not be mounted.
+        why: String,
+    },
+    /// Two networks share addresses.
+    #[error(
+        "network {one} ({one_where}) overlaps {other} ({other_where}): give one of them another subnet, or leave it out"
+    )]
+    Overlap {
+        /// One subnet.
+        one: Ipv4Net,
+        /// Where it is.
+        one_where: String,
+        /// The other subnet.
+        other: Ipv4Net,
+        /// Where that is.
+        other_where: String,
+    },
+    /// Nothing runs under that name.
+    #[error("instance \"{instance}\" is not running: start it with `vmnat{option} up --bridge BRIDGE`")]
+    NotRunning {
+        /// The instance.
+        instance: String,
+        /// The option that names it, where it is not the default.
+        option: String,
+    },
+    /// Another process changes the instance.
+    #[error("another vmnat command is changing instance \"{instance}\" (it holds {}): try again when it is done", path.display())]
+    Locked {
+        /// The instance.
+        instance: String,
+        /// The lock file.
+        path: PathBuf,
+    },
+    /// In conflict with what exists.
+    #[error("{what} is already taken by {holder}{hint}")]
+    Taken {
+        /// What was asked for.
+        what: String,
+        /// Who has it.
+        holder: String,
+        /// What to do; begins with its own punctuation.
+        hint: String,
+    },
+    /// No network holds the guest.
+    #[error("no network of this instance holds {guest}; `vmnat network list` shows them")]
+    NotAGuest {
+        /// The address.
+        guest: Ipv4Addr,
+    },
+    /// Pinned by another version, or tampered with.
+    #[error(
+        "{} has an unknown layout ({why}): it was made by another version of vmnat; `vmnat down` removes it",
+        path.display()
+    )]
+    UnknownLayout {
+        /// The pin.
+        path: PathBuf,
+        /// What differs.
+        why: String,
+    },
+    /// Some steps failed.
+    #[error("done in part; these steps failed:\n{}", steps.iter().map(|step| format!("  {step}")).collect::<Vec<_>>().join("\n"))]
+    Partial {
+        /// A line for each.
+        steps: Vec<String>,
+    },
+    /// The words after the command make no sense.
+    #[error("{0}")]
+    Usage(String),
+}
+
+impl Error {
+    /// The code that a command ends with.
+    #[must_use]
+    pub const fn exit(&self) -> Exit {
+        match self {
+            Self::NotPermitted { .. } => Exit::NotPermitted,
+            Self::NoInterface { .. } | Self::NotABridge { .. } | Self::NoDefaultRoute => Exit::NoInterface,
+            Self::NoUplinkAddress { .. } => Exit::NoUplinkAddress,
+            Self::KernelTooOld { .. } => Exit::KernelTooOld,
+            Self::NoBpfFs { .. } => Exit::NoBpfFs,
+            Self::Overlap { .. } => Exit::Overlap,
+            Self::NotRunning { .. } => Exit::NotRunning,
+            Self::Locked { .. } | Self::Taken { .. } => Exit::Conflict,
+            Self::NotAGuest { .. } => Exit::Failed,
+            Self::UnknownLayout { .. } => Exit::UnknownLayout,
+            Self::Partial { .. } => Exit::Partial,
+            Self::Usage(_) => Exit::Usage,
+        }
+    }
+}
+
+/// The code for any error: that of the first of its causes that has one.
+#[must_use]
+pub fn exit_of(error: &anyhow::Error) -> Exit {
+    error.chain().find_map(|cause| cause.downcast_ref::<Error>()).map_or(Exit::Failed, Error::exit)
+}
+
+#[cfg(test)]
+mod tests {
+    use anyhow::Context as _;
+
+    use super::*;
+
+    #[test]
+    fn exit_code_survives_context() {
+        let error: anyhow::Error = Err::<(), _>(Error::NoDefaultRoute).context("while starting").unwrap_err();
+        assert_eq!(exit_of(&error), Exit::NoInterface);
+        assert_eq!(exit_of(&anyhow::anyhow!("something else")), Exit::Failed);
+    }
+}

@@ -1,0 +1,155 @@
+//! Where an instance keeps its pins and its running state.
+
+use std::{fmt, path::PathBuf, str::FromStr};
+
+use vmnat_common::SCHEMA_VERSION;
+
+use crate::error::Error;
+
+/// Mount point of the BPF file system.
+pub const BPF_FS: &str = "/sys/fs/bpf";
+
+/// Parent of every instance's running state.
+pub const RUN: &str = "/run/vmnat";
+
+/// The name that separates this vmnat's pins, state and lock from another's on the same kernel.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Instance(String);
+
+impl Default for Instance {
+    fn default() -> Self {
+        Self("default".to_owned())
+    }
+}
+
+impl FromStr for Instance {
+    type Err = Error;
+
+    fn from_str(name: &str) -> Result<Self, Error> {
+        let fits = |b: u8| b.is_ascii_alphanumeric() || b == b'-' || b == b'_';
+        if name.is_empty() || name.len() > 32 || !name.bytes().all(fits) {
+            return Err(Error::Usage(format!(
+                "\"{name}\" cannot name an instance: use 1 to 32 letters, digits, \"-\" and \"_\""
+            )));
+        }
+        Ok(Self(name.to_owned()))
+    }
+}
+
+impl fmt::Display for Instance {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl Instance {
+    /// The name.
+    #[must_use]
+    pub fn name(&self) -> &str {
+        &self.0
+    }
+
+    /// The words that select it on the command line, with a blank in front; empty for the default one.
+    #[must_use]
+    pub fn option(&self) -> String {
+        if *self == Self::default() { String::new() } else { format!(" --instance {}", self.0) }
+    }
+
+    /// All of the instance's pins, of every schema.
+    #[must_use]
+    pub fn pins(&self) -> PathBuf {
+        PathBuf::from(BPF_FS).join("vmnat").join(&self.0)
+    }
+
+    /// The pins of this version's schema.
+    #[must_use]
+    pub fn schema_pins(&self) -> PathBuf {
+        self.pins().join(format!("v{SCHEMA_VERSION}"))
+    }
+
+    /// The pin of a map.
+    #[must_use]
+    pub fn map(&self, name: &str) -> PathBuf {
+        self.maps().join(name)
+    }
+
+    /// Directory of the pinned maps.
+    #[must_use]
+    pub fn maps(&self) -> PathBuf {
+        self.schema_pins().join("maps")
+    }
+
+    /// The pin of a program.
+    #[must_use]
+    pub fn program(&self, name: &str) -> PathBuf {
+        self.programs().join(name)
+    }
+
+    /// Directory of the pinned programs.
+    #[must_use]
+    pub fn programs(&self) -> PathBuf {
+        self.schema_pins().join("progs")
+    }
+
+    /// Directory of the pinned links.
+    #[must_use]
+    pub fn links(&self) -> PathBuf {
+        self.schema_pins().join("links")
+    }
+
+    /// The pin of a link. The BPF file system refuses dots in names, which VLAN interfaces have.
+    #[must_use]
+    pub fn link(&self, interface: &str, hook: &str) -> PathBuf {
+        let interface = interface.replace('%', "%25").replace('.', "%2e");
+        self.links().join(format!("{interface}-{hook}"))
+    }
+
+    /// Directory of the running state.
+    #[must_use]
+    pub fn run(&self) -> PathBuf {
+        PathBuf::from(RUN).join(&self.0)
+    }
+
+    /// The running state.
+    #[must_use]
+    pub fn state(&self) -> PathBuf {
+        self.run().join("state.json")
+    }
+
+    /// Held while the instance is changed.
+    #[must_use]
+    pub fn lock(&self) -> PathBuf {
+        self.run().join("lock")
+    }
+
+    /// The agent's process number; locked as long as it lives.
+    #[must_use]
+    pub fn agent_pid(&self) -> PathBuf {
+        self.run().join("agent.pid")
+    }
+
+    /// The agent's log.
+    #[must_use]
+    pub fn agent_log(&self) -> PathBuf {
+        self.run().join("agent.log")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_that_could_leave_their_directory_are_refused() {
+        for name in ["", "..", "a/b", "a.b", "with blank"] {
+            assert!(name.parse::<Instance>().is_err(), "{name:?}");
+        }
+        assert!("host-1_a".parse::<Instance>().is_ok());
+    }
+
+    #[test]
+    fn pins_have_no_dots_after_the_mount_point() {
+        let pin = Instance::default().link("eth0.5", "ingress");
+        assert_eq!(pin.file_name().unwrap(), "eth0%2e5-ingress");
+    }
+}

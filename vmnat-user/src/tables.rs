@@ -1,0 +1,424 @@
+//! Typed access to the pinned maps, and to the two programs that user space runs itself.
+//!
+//! A table is opened only after the kernel's key and value sizes were found equal to the Rust types'; that makes
+//! the raw calls of `rawbpf` sound. A map of another layout is refused, never written.
+
+use std::{
+    io,
+    marker::PhantomData,
+    os::fd::{AsFd as _, OwnedFd},
+    path::Path,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context as _, Result, bail};
+use bytemuck::Pod;
+use vmnat_common::{
+    Address, Outcome,
+    bridge::BridgePort,
+    flow::FlowKey,
+    forward::{Forward, ForwardKey},
+    lease::Lease,
+    mapping::{Mapping, MappingKey},
+    network::{Network, NetworkKey},
+    port_range::POOL_WORDS,
+    reap::{self, Mode, Verdict},
+    session::Session,
+    settings::Settings,
+    uplink::Uplink,
+};
+
+use crate::{
+    dataplane::{map, program},
+    error::Error,
+    paths::Instance,
+    rawbpf::{self, Cursor},
+};
+
+/// Entries read at a time.
+const BATCH: u32 = 4096;
+
+/// Number of counters.
+pub const OUTCOMES: usize = Outcome::COUNT as usize;
+
+/// A pinned map with keys `K` and values `V`.
+#[derive(Debug)]
+pub struct Table<K, V> {
+    fd: OwnedFd,
+    max_entries: u32,
+    types: PhantomData<(K, V)>,
+}
+
+impl<K: Pod, V: Pod> Table<K, V> {
+    /// Opens a pinned map.
+    ///
+    /// # Errors
+    /// When nothing is pinned there, or key or value have another size than the types.
+    pub fn open(pin: &Path) -> Result<Self> {
+        let fd = rawbpf::object_get(pin).with_context(|| format!("open the map {}", pin.display()))?;
+        let shape = rawbpf::map_shape(fd.as_fd()).with_context(|| format!("ask for {}", pin.display()))?;
+        let sizes = (usize::try_from(shape.key_size)?, usize::try_from(shape.value_size)?);
+        if sizes != (size_of::<K>(), size_of::<V>()) {
+            let why = format!("{sizes:?} bytes instead of {:?}", (size_of::<K>(), size_of::<V>()));
+            return Err(Error::UnknownLayout { path: pin.to_owned(), why }.into());
+        }
+        Ok(Self { fd, max_entries: shape.max_entries, types: PhantomData })
+    }
+
+    /// The most entries that it holds.
+    #[must_use]
+    pub const fn capacity(&self) -> u32 {
+        self.max_entries
+    }
+
+    /// The value of a key.
+    ///
+    /// # Errors
+    /// What the kernel answers; a missing key is `None`.
+    pub fn get(&self, key: &K) -> io::Result<Option<V>> {
+        rawbpf::lookup(self.fd.as_fd(), key)
+    }
+
+    /// Stores a value, new or not.
+    ///
+    /// # Errors
+    /// What the kernel answers.
+    pub fn set(&self, key: &K, value: &V) -> io::Result<()> {
+        rawbpf::update(self.fd.as_fd(), key, value, rawbpf::ANY)
+    }
+
+    /// Stores a value where there is none; false when there is.
+    ///
+    /// # Errors
+    /// What the kernel answers.
+    pub fn insert(&self, key: &K, value: &V) -> io::Result<bool> {
+        match rawbpf::update(self.fd.as_fd(), key, value, rawbpf::NOEXIST) {
+            Ok(()) => Ok(true),
+            Err(error) if error.raw_os_error() == Some(libc::EEXIST) => Ok(false),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Removes a key; false when there was none.
+    ///
+    /// # Errors
+    /// What the kernel answers.
+    pub fn remove(&self, key: &K) -> io::Result<bool> {
+        rawbpf::delete(self.fd.as_fd(), key)
+    }
+
+    /// Every entry, a batch at a time. Entries that come or go meanwhile may be missed or seen twice.
+    #[must_use]
+    pub fn batches(&self) -> Batches<'_, K, V> {
+        Batches { table: self, cursor: None, size: BATCH.min(self.max_entries.max(1)), done: false }
+    }
+
+    /// Every entry.
+    ///
+    /// # Errors
+    /// What the kernel answers.
+    pub fn entries(&self) -> io::Result<Vec<(K, V)>> {
+        let mut all = Vec::new();
+        for batch in self.batches() {
+            all.extend(batch?);
+        }
+        Ok(all)
+    }
+}
+
+/// The entries of a [`Table`], a batch at a time.
+#[derive(Debug)]
+pub struct Batches<'a, K, V> {
+    table: &'a Table<K, V>,
+    cursor: Option<Cursor>,
+    size: u32,
+    done: bool,
+}
+
+impl<K: Pod, V: Pod> Iterator for Batches<'_, K, V> {
+    type Item = io::Result<Vec<(K, V)>>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        while !self.done {
+            match rawbpf::lookup_batch(self.table.fd.as_fd(), self.cursor, self.size) {
+                Ok((entries, next)) => {
+                    self.done = next.is_none();
+                    self.cursor = next;
+                    if !entries.is_empty() {
+                        return Some(Ok(entries));
+                    }
+                }
+                // One bucket holds more than the buffer.
+                Err(error) if error.raw_os_error() == Some(libc::ENOSPC) && self.size < u32::MAX / 2 => {
+                    self.size = self.size.saturating_mul(2);
+                }
+                Err(error) => {
+                    self.done = true;
+                    return Some(Err(error));
+                }
+            }
+        }
+        None
+    }
+}
+
+/// Every pinned map of a running instance.
+#[derive(Debug)]
+pub struct Tables {
+    /// Flows, two entries a conversation.
+    pub flow: Table<FlowKey, Session>,
+    /// Mappings, two entries each.
+    pub mapping: Table<MappingKey, Mapping>,
+    /// Networks.
+    pub network: Table<NetworkKey, Network>,
+    /// Bridges and their ports, by interface index.
+    pub bridge_port: Table<u32, BridgePort>,
+    /// Uplinks, by interface index.
+    pub uplink: Table<u32, Uplink>,
+    /// Port forwards.
+    pub forward: Table<ForwardKey, Forward>,
+    /// Leases.
+    pub lease: Table<Address, Lease>,
+    /// Words of port bits.
+    pub port_pool: Table<u32, u64>,
+    settings: Table<u32, Settings>,
+    outcomes: Table<u32, u64>,
+    reaper: OwnedFd,
+    clock: OwnedFd,
+}
+
+/// What the kernel's clocks say at one moment.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Clock {
+    /// `jiffies64`.
+    pub jiffies: u64,
+    /// `CLOCK_MONOTONIC`, nanoseconds.
+    pub monotonic_ns: u64,
+}
+
+impl Clock {
+    /// The low 32 bits of the jiffies, as flows and leases store them.
+    #[must_use]
+    #[expect(clippy::cast_possible_truncation, reason = "the low bits are what is asked for")]
+    pub const fn stamp(&self) -> u32 {
+        self.jiffies as u32
+    }
+}
+
+impl Tables {
+    /// Opens the maps and the programs of an instance.
+    ///
+    /// # Errors
+    /// [`Error::NotRunning`] when nothing is pinned, [`Error::NotPermitted`] without the privilege, and
+    /// [`Error::UnknownLayout`] when another version pinned it.
+    pub fn open(instance: &Instance) -> Result<Self> {
+        match std::fs::metadata(instance.map(map::SETTINGS)) {
+            Ok(_) => {}
+            Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {
+                let what = format!("reading the maps of instance \"{instance}\"");
+                return Err(Error::NotPermitted { what }.into());
+            }
+            Err(_) => {
+                let option = instance.option();
+                return Err(Error::NotRunning { instance: instance.to_string(), option }.into());
+            }
+        }
+        let program = |name| {
+            let pin = instance.program(name);
+            rawbpf::object_get(&pin).with_context(|| format!("open the program {}", pin.display()))
+        };
+        Ok(Self {
+            flow: Table::open(&instance.map(map::FLOW))?,
+            mapping: Table::open(&instance.map(map::MAPPING))?,
+            network: Table::open(&instance.map(map::NETWORK))?,
+            bridge_port: Table::open(&instance.map(map::BRIDGE_PORT))?,
+            uplink: Table::open(&instance.map(map::UPLINK))?,
+            forward: Table::open(&instance.map(map::FORWARD))?,
+            lease: Table::open(&instance.map(map::LEASE))?,
+            port_pool: Table::open(&instance.map(map::PORT_POOL))?,
+            settings: Table::open(&instance.map(map::SETTINGS))?,
+            outcomes: Table::open(&instance.map(map::OUTCOMES))?,
+            reaper: program(program::REAPER)?,
+            clock: program(program::CLOCK)?,
+        })
+    }
+
+    /// Every entry of `FLOW`, both sides, a batch at a time.
+    #[must_use]
+    pub fn flows(&self) -> Batches<'_, FlowKey, Session> {
+        self.flow.batches()
+    }
+
+    /// The settings.
+    ///
+    /// # Errors
+    /// What the kernel answers.
+    pub fn settings(&self) -> Result<Settings> {
+        self.settings.get(&0)?.context("the settings have no entry")
+    }
+
+    /// Replaces the settings.
+    ///
+    /// # Errors
+    /// What the kernel answers.
+    pub fn set_settings(&self, settings: &Settings) -> Result<()> {
+        self.settings.set(&0, settings).context("write the settings")
+    }
+
+    /// Makes every flow check its way once more.
+    ///
+    /// # Errors
+    /// What the kernel answers.
+    pub fn bump_generation(&self) -> Result<()> {
+        let mut settings = self.settings()?;
+        settings.generation = settings.generation.wrapping_add(1);
+        self.set_settings(&settings)
+    }
+
+    /// The counters by [`Outcome::index`], summed over the CPUs.
+    ///
+    /// # Errors
+    /// What the kernel answers.
+    pub fn outcomes(&self) -> Result<[u64; OUTCOMES]> {
+        let cpus = aya::util::nr_cpus().map_err(|(what, error)| anyhow::anyhow!("{what}: {error}"))?;
+        let mut sums = [0_u64; OUTCOMES];
+        for (sum, index) in sums.iter_mut().zip(0_u32..) {
+            let values = rawbpf::lookup_per_cpu(self.outcomes.fd.as_fd(), index, cpus)?;
+            *sum = values.into_iter().fold(0, u64::wrapping_add);
+        }
+        Ok(sums)
+    }
+
+    /// Lets the reaper look at each key and, as `mode` says, remove it; a verdict for each key.
+    ///
+    /// # Errors
+    /// What `BPF_PROG_TEST_RUN` answers.
+    pub fn reap(&self, mode: Mode, keys: &[FlowKey]) -> Result<Vec<Verdict>> {
+        let mut verdicts = Vec::with_capacity(keys.len());
+        for letter in keys.chunks(reap::BATCH) {
+            let mut frame = letter_of(mode, letter);
+            rawbpf::test_run(self.reaper.as_fd(), &mut frame).context("run the reaper")?;
+            verdicts.extend(verdicts_of(&frame).take(letter.len()));
+        }
+        Ok(verdicts)
+    }
+
+    /// Lets the reaper remove the mappings among `keys` (internal ends) that hold no flow and have rested.
+    ///
+    /// # Errors
+    /// What `BPF_PROG_TEST_RUN` answers.
+    pub fn reap_mappings(&self, keys: &[MappingKey]) -> Result<Vec<Verdict>> {
+        let slots: Vec<FlowKey> = keys.iter().map(slot_of).collect();
+        self.reap(Mode::Mapping, &slots)
+    }
+
+    /// Asks the kernel's clocks.
+    ///
+    /// # Errors
+    /// What `BPF_PROG_TEST_RUN` answers.
+    pub fn clock(&self) -> Result<Clock> {
+        let mut frame = [0_u8; 64];
+        rawbpf::test_run(self.clock.as_fd(), &mut frame).context("run the clock")?;
+        let word = |at: usize| {
+            frame.get(at..).and_then(<[u8]>::first_chunk).map_or(0, |bytes| u64::from_ne_bytes(*bytes))
+        };
+        Ok(Clock { jiffies: word(16), monotonic_ns: word(24) })
+    }
+
+    /// Finds how many jiffies a second has (`CONFIG_HZ`), in about a tenth of a second.
+    ///
+    /// # Errors
+    /// When the clock stands still.
+    pub fn find_hertz(&self) -> Result<u32> {
+        let start = self.next_tick()?;
+        std::thread::sleep(Duration::from_millis(100));
+        let end = self.next_tick()?;
+        let ticks = end.jiffies.saturating_sub(start.jiffies);
+        let nanoseconds = end.monotonic_ns.saturating_sub(start.monotonic_ns);
+        Ok(nearest_hertz(ticks, nanoseconds))
+    }
+
+    fn next_tick(&self) -> Result<Clock> {
+        let first = self.clock()?;
+        let since = Instant::now();
+        while since.elapsed() < Duration::from_secs(1) {
+            let clock = self.clock()?;
+            if clock.jiffies != first.jiffies {
+                return Ok(clock);
+            }
+        }
+        bail!("the kernel's jiffies did not move for a second")
+    }
+}
+
+/// The `CONFIG_HZ` that comes nearest to so many ticks in so many nanoseconds.
+fn nearest_hertz(ticks: u64, nanoseconds: u64) -> u32 {
+    const OFFERED: [u32; 6] = [100, 250, 300, 500, 1000, 1024];
+    let measured = ticks.saturating_mul(1_000_000_000).checked_div(nanoseconds).unwrap_or_default();
+    OFFERED.into_iter().min_by_key(|hertz| u64::from(*hertz).abs_diff(measured)).unwrap_or(250)
+}
+
+fn letter_of(mode: Mode, keys: &[FlowKey]) -> Vec<u8> {
+    let mut frame = vec![0_u8; reap::HEADER];
+    if let Some(byte) = frame.get_mut(reap::MODE_OFFSET) {
+        *byte = mode as u8;
+    }
+    if let Some(byte) = frame.get_mut(reap::COUNT_OFFSET) {
+        *byte = u8::try_from(keys.len()).unwrap_or(u8::MAX);
+    }
+    frame.extend_from_slice(bytemuck::cast_slice(keys));
+    // The program reads slots of a full letter, whatever the count.
+    let full = reap::BATCH.saturating_mul(size_of::<FlowKey>()).saturating_add(reap::HEADER);
+    frame.resize(full, 0);
+    frame
+}
+
+/// The answers in a letter; a key that the reaper did not look at is kept.
+fn verdicts_of(frame: &[u8]) -> impl Iterator<Item = Verdict> + '_ {
+    let slots = frame.get(reap::HEADER..).unwrap_or_default().chunks_exact(size_of::<FlowKey>());
+    slots.map(|slot| match bytemuck::pod_read_unaligned::<FlowKey>(slot).reserved {
+        1 => Verdict::Removed,
+        3 => Verdict::Absent,
+        _ => Verdict::Kept,
+    })
+}
+
+/// A mapping's key in the first eight bytes of a slot.
+fn slot_of(key: &MappingKey) -> FlowKey {
+    let mut slot = [0_u8; size_of::<FlowKey>()];
+    let bytes = bytemuck::bytes_of(key);
+    for (to, from) in slot.iter_mut().zip(bytes) {
+        *to = *from;
+    }
+    bytemuck::pod_read_unaligned(&slot)
+}
+
+const _: () = assert!(POOL_WORDS == 2048);
+
+#[cfg(test)]
+mod tests {
+    use vmnat_common::{Endpoint, Port, Protocol};
+
+    use super::*;
+
+    #[test]
+    fn letter_carries_mode_count_and_keys() {
+        let key = FlowKey::guest(
+            Protocol::Udp,
+            Endpoint::default(),
+            Endpoint::new(Address::new([1, 2, 3, 4]), Port::new(53)),
+        );
+        let frame = letter_of(Mode::Remove, &[key, key]);
+        assert_eq!((frame[reap::MODE_OFFSET], frame[reap::COUNT_OFFSET]), (1, 2));
+        assert_eq!(&frame[reap::HEADER..reap::HEADER + 16], bytemuck::bytes_of(&key));
+        assert!(verdicts_of(&frame).take(2).all(|verdict| verdict == Verdict::Kept));
+    }
+
+    #[test]
+    fn hertz_is_found_from_a_rough_measurement() {
+        for hertz in [100_u64, 250, 300, 1000] {
+            let ticks = hertz / 10;
+            assert_eq!(u64::from(nearest_hertz(ticks, 100_400_000)), hertz);
+        }
+    }
+}
