@@ -1,0 +1,75 @@
+//! `check`: format, lints of both halves, documentation. Nothing here needs root.
+
+use std::process::Command;
+
+use anyhow::{Result, ensure};
+use clap::Parser;
+
+use crate::{
+    command::{self, cargo},
+    docs, setup,
+    steps::Steps,
+};
+
+/// Checks format, lints (host and BPF target), rustdoc and the generated docs
+#[derive(Parser)]
+pub struct Args {}
+
+/// One check: its title and how it is done.
+pub struct Check {
+    /// What a step's line says.
+    pub title: &'static str,
+    /// Fails when the check does.
+    pub work: fn() -> Result<()>,
+}
+
+/// Every check, in the order in which they are cheapest to fail.
+pub const CHECKS: [Check; 5] = [
+    Check { title: "format", work: format },
+    Check { title: "clippy, host", work: clippy_host },
+    Check { title: "clippy, BPF target", work: clippy_bpf },
+    Check { title: "rustdoc", work: rustdoc },
+    Check { title: "generated docs", work: docs::check },
+];
+
+/// Does every check and reports all that fail.
+pub fn run(_args: &Args) -> Result<()> {
+    setup::ensure(setup::Scope::Build)?;
+    let mut steps = Steps::new(CHECKS.len());
+    let mut failed = Vec::new();
+    for Check { title, work } in CHECKS {
+        if let Err(error) = steps.step(title, work) {
+            eprintln!("xtask: {title}: {error:#}");
+            failed.push(title);
+        }
+    }
+    ensure!(failed.is_empty(), "checks failed: {}", failed.join(", "));
+    Ok(())
+}
+
+fn format() -> Result<()> {
+    command::run(&mut cargo(["fmt", "--all", "--check"]))
+}
+
+fn clippy_host() -> Result<()> {
+    command::run(&mut cargo(["clippy", "--quiet", "--workspace", "--all-targets", "--", "-D", "warnings"]))
+}
+
+/// The kernel half where it is not empty. The target ships no core, and building one is an unstable flag.
+fn clippy_bpf() -> Result<()> {
+    let args = "clippy --quiet --package vmnat-ebpf --bin vmnat-dataplane --release --target bpfel-unknown-none -Z \
+                build-std=core -- -D warnings";
+    command::run(bpf_environment(&mut cargo(args.split_whitespace())))
+}
+
+fn bpf_environment(command: &mut Command) -> &mut Command {
+    let flags = ["--cfg=bpf_target_arch=\"x86_64\"", "-Cdebuginfo=2", "-Clink-arg=--btf"].join("\u{1f}");
+    command.env("RUSTC_BOOTSTRAP", "1").env("CARGO_ENCODED_RUSTFLAGS", flags)
+}
+
+fn rustdoc() -> Result<()> {
+    command::run(
+        cargo(["doc", "--quiet", "--workspace", "--no-deps", "--document-private-items"])
+            .env("RUSTDOCFLAGS", "-D warnings"),
+    )
+}

@@ -1,0 +1,20 @@
+//! Where the project and what it builds lie.
+
+use std::{
+    env,
+    path::{Path, PathBuf},
+};
+
+/// The package of the tests, the demo and the benchmarks.
+pub const TESTS: &str = "vmnat-tests";
+
+/// The workspace's root.
+pub fn root() -> &'static Path {
+    let here = Path::new(env!("CARGO_MANIFEST_DIR"));
+    here.parent().unwrap_or(here)
+}
+
+/// Where cargo builds: everything that set-up fetches for the project alone lies there too.
+pub fn target() -> PathBuf {
+    env::var_os("CARGO_TARGET_DIR").map_or_else(|| root().join("target"), |dir| root().join(dir))
+}

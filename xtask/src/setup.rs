@@ -1,0 +1,53 @@
+//! `setup`: installs what is missing, naming each thing and why, and looks whether the kernel can do the lab.
+//!
+//! Quick when nothing is missing: every thing is looked for by the file or command that is needed, so that a
+//! machine that got it another way is left alone.
+
+pub mod guest_kernel;
+mod kernel;
+mod linker;
+mod packages;
+mod toolchain;
+
+use anyhow::{Result, ensure};
+use clap::Parser;
+
+/// Installs whatever is missing for building, the tests and the demo
+#[derive(Parser)]
+pub struct Args {
+    /// Only what building and the unit tests need
+    #[arg(long)]
+    build_only: bool,
+}
+
+/// How much is needed.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum Scope {
+    /// Building, checks and unit tests.
+    Build,
+    /// The lab as well: namespaces, firewalls, a guest; needs root.
+    Lab,
+}
+
+/// Sets up and says that all is there.
+pub fn run(args: &Args) -> Result<()> {
+    ensure(if args.build_only { Scope::Build } else { Scope::Lab })?;
+    println!("All is there.");
+    Ok(())
+}
+
+/// Installs what is missing for `scope`; prints nothing when nothing is.
+pub fn ensure(scope: Scope) -> Result<()> {
+    if scope == Scope::Lab {
+        ensure!(kernel::is_root()?, "the lab needs root (namespaces, BPF programs): run it with sudo");
+    }
+    packages::ensure(packages::BUILD)?;
+    toolchain::ensure()?;
+    linker::ensure()?;
+    if scope == Scope::Lab {
+        packages::ensure(packages::LAB)?;
+        kernel::ensure()?;
+        guest_kernel::ensure()?;
+    }
+    Ok(())
+}

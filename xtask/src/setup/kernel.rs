@@ -1,0 +1,105 @@
+//! What the running kernel must allow for the lab: found out by trying, in throw-away namespaces.
+
+use std::fs;
+
+use anyhow::{Context as _, Result, bail, ensure};
+
+use crate::command::{self, program};
+
+/// The oldest kernel with what the programs use.
+const OLDEST: (u32, u32) = (6, 1);
+
+/// Something to try, and what to do when it fails.
+struct Feature {
+    what: &'static str,
+    script: &'static str,
+    how: &'static str,
+}
+
+const FEATURES: [Feature; 5] = [
+    Feature {
+        what: "new network and mount namespaces",
+        script: "true",
+        how: "needs CAP_SYS_ADMIN: in a container, run it privileged",
+    },
+    Feature {
+        what: "bridges and veth pairs",
+        script: "ip link add vmnat-try0 type veth peer name vmnat-try1 && ip link add vmnat-try2 type bridge",
+        how: "needs CAP_NET_ADMIN and the modules veth and bridge: modprobe veth bridge; or CONFIG_VETH, CONFIG_BRIDGE",
+    },
+    Feature {
+        what: "BPF and its file system",
+        script: "mount -t bpf bpf /mnt",
+        how: "needs CAP_BPF and a kernel with CONFIG_BPF_SYSCALL=y",
+    },
+    Feature {
+        what: "the clsact queueing discipline",
+        script: "ip link add vmnat-try0 type veth peer name vmnat-try1 && tc qdisc add dev vmnat-try0 clsact",
+        how: "needs the modules sch_ingress and cls_bpf: modprobe sch_ingress cls_bpf; or CONFIG_NET_SCH_INGRESS",
+    },
+    Feature {
+        what: "nftables' masquerade, which vmnat is compared with",
+        script: "nft 'add table ip t; add chain ip t c { type nat hook postrouting priority 100; }; \
+                 add rule ip t c masquerade'",
+        how: "needs the modules nf_tables, nft_masq and nf_nat: modprobe nft_masq; or CONFIG_NFT_MASQ",
+    },
+];
+
+/// Whether this process runs as root.
+pub fn is_root() -> Result<bool> {
+    let status = fs::read_to_string("/proc/self/status")
+        .context("cannot read /proc/self/status: is /proc mounted?")?;
+    let effective = status.lines().find_map(|line| line.strip_prefix("Uid:")?.split_whitespace().nth(1));
+    Ok(effective == Some("0"))
+}
+
+/// Reports all that the kernel lacks at once.
+pub fn ensure() -> Result<()> {
+    let release =
+        fs::read_to_string("/proc/sys/kernel/osrelease").context("cannot read the kernel's release")?;
+    let release = release.trim();
+    ensure!(
+        version(release).is_some_and(|version| version >= OLDEST),
+        "kernel {release} is too old: vmnat needs {}.{} or later",
+        OLDEST.0,
+        OLDEST.1
+    );
+    ensure!(
+        fs::metadata("/sys/kernel/btf/vmlinux").is_ok(),
+        "kernel {release} shows no /sys/kernel/btf/vmlinux: it needs CONFIG_DEBUG_INFO_BTF=y, as Debian's kernels have, \
+         and /sys mounted"
+    );
+    let lacking: Vec<_> = FEATURES.iter().filter_map(Feature::lacks).collect();
+    if lacking.is_empty() {
+        return Ok(());
+    }
+    bail!("kernel {release} cannot run the lab:\n  {}", lacking.join("\n  "))
+}
+
+/// Major and minor number of a release like `6.1.0-44-cloud-amd64`.
+fn version(release: &str) -> Option<(u32, u32)> {
+    let mut numbers = release.split(|character: char| !character.is_ascii_digit());
+    Some((numbers.next()?.parse().ok()?, numbers.next()?.parse().ok()?))
+}
+
+impl Feature {
+    fn lacks(&self) -> Option<String> {
+        let Self { what, script, how } = self;
+        let mut shell = program("unshare", ["--mount", "--net", "sh", "-c", script]);
+        let said = command::output(&mut shell).err()?;
+        let reason = said.to_string().rsplit(": ").next().map(str::to_owned).unwrap_or_default();
+        Some(format!("no {what} ({reason}); {how}"))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::version;
+
+    #[test]
+    fn a_release_is_read_up_to_its_minor_number() {
+        assert_eq!(version("6.1.0-44-cloud-amd64"), Some((6, 1)));
+        assert_eq!(version("6.18.33"), Some((6, 18)));
+        assert_eq!(version("linux"), None);
+    }
+}

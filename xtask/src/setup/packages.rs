@@ -1,0 +1,160 @@
+//! Debian packages: which, why, and how to tell that one is not needed.
+
+use std::{fs, path::Path, process};
+
+use anyhow::{Context as _, Result, ensure};
+
+use super::kernel;
+use crate::command::{self, program};
+
+/// A package, and how its absence shows.
+pub struct Package {
+    name: &'static str,
+    /// A command, or a file when it starts with a slash; every one must be there.
+    probes: &'static [&'static str],
+    why: &'static str,
+}
+
+/// What every build needs.
+pub const BUILD: &[Package] = &[
+    Package { name: "gcc", probes: &["cc"], why: "rustc links with it" },
+    Package { name: "libc6-dev", probes: &["/usr/include/stdlib.h"], why: "what gcc links programs against" },
+];
+
+/// What the tests, the demo and the benchmarks run.
+pub const LAB: &[Package] = &[
+    Package { name: "iproute2", probes: &["ip", "tc", "bridge"], why: "makes the lab's namespaces" },
+    Package { name: "iputils-ping", probes: &["ping"], why: "the lab's ICMP echo" },
+    Package { name: "iperf3", probes: &["iperf3"], why: "bulk traffic through the lab" },
+    Package { name: "nftables", probes: &["nft"], why: "the host firewall that vmnat gets past" },
+    Package { name: "iptables", probes: &["iptables", "iptables-legacy"], why: "the other host firewalls" },
+    Package {
+        name: "ethtool",
+        probes: &["ethtool"],
+        why: "turns offloads off, so that peers verify checksums",
+    },
+    Package { name: "conntrack", probes: &["conntrack"], why: "translations that vmnat takes over" },
+    Package { name: "tcpdump", probes: &["tcpdump"], why: "looks for private sources on the uplink" },
+    Package { name: "procps", probes: &["sysctl", "pkill"], why: "kernel settings of the lab" },
+    Package { name: "kmod", probes: &["modprobe", "depmod"], why: "kernel modules, the guest's too" },
+    Package { name: "qemu-system-x86", probes: &["qemu-system-x86_64"], why: "runs the real guest" },
+    Package { name: "busybox-static", probes: &["busybox"], why: "the real guest's user space" },
+    Package { name: "cpio", probes: &["cpio"], why: "packs the real guest's initramfs" },
+];
+
+/// Installs those that are missing.
+pub fn ensure(wanted: &[Package]) -> Result<()> {
+    let missing: Vec<_> = wanted.iter().filter(|package| package.is_missing()).collect();
+    for Package { name, why, .. } in &missing {
+        println!("missing: {name} ({why})");
+    }
+    install(&missing.iter().map(|package| package.name).collect::<Vec<_>>())
+}
+
+/// Installs packages by name: nothing recommended, no questions, no service started.
+pub fn install(names: &[&str]) -> Result<()> {
+    if names.is_empty() {
+        return Ok(());
+    }
+    let list = names.join(" ");
+    ensure!(command::exists("apt-get"), "no apt-get here: install {list}, or what your system calls them");
+    ensure!(kernel::is_root()?, "installing {list} needs root: run ./dev setup with sudo once");
+    update()?;
+    let _quiet = NoServices::begin()?;
+    for name in names {
+        println!("installing {name} ...");
+        let mut apt = apt(&["install", "--yes", "-qq", "--no-install-recommends", name]);
+        command::output(&mut apt).with_context(|| format!("cannot install the package {name}"))?;
+    }
+    Ok(())
+}
+
+/// Whether the machine's package sources have one of that name.
+pub fn is_available(name: &str) -> Result<bool> {
+    if !command::exists("apt-cache") {
+        return Ok(false);
+    }
+    update()?;
+    let policy = command::output(&mut program("apt-cache", ["policy", name]))?;
+    Ok(policy.lines().any(|line| line.contains("Candidate:") && !line.contains("(none)")))
+}
+
+/// Downloads a package's file, by its exact name, into a directory.
+pub fn download(name: &str, into: &Path) -> Result<()> {
+    update()?;
+    // The download as `_apt`, apt's default, may not enter directories below a home.
+    let mut apt = apt(&["download", "-qq", "-o", "APT::Sandbox::User=root", name]);
+    command::output(apt.current_dir(into)).map(|_said| ())
+}
+
+/// Refreshes the package lists, once a run; old lists often serve as well, so a failure is only said.
+pub fn update() -> Result<()> {
+    static DONE: std::sync::Once = std::sync::Once::new();
+    let mut result = Ok(());
+    DONE.call_once(|| {
+        println!("refreshing the package lists ...");
+        if let Err(error) = command::output(&mut apt(&["update", "-qq"])) {
+            eprintln!("xtask: going on with the old package lists: {error:#}");
+            result = ensure_lists();
+        }
+    });
+    result
+}
+
+fn ensure_lists() -> Result<()> {
+    let lists = fs::read_dir("/var/lib/apt/lists").map_or(0, Iterator::count);
+    ensure!(lists > 2, "there are no package lists: does `apt-get update` work, is the network up?");
+    Ok(())
+}
+
+fn apt(args: &[&str]) -> process::Command {
+    let mut command = program("apt-get", ["-o", "DPkg::Lock::Timeout=300"]);
+    command.args(args).env("DEBIAN_FRONTEND", "noninteractive");
+    command
+}
+
+impl Package {
+    fn is_missing(&self) -> bool {
+        let is_there = |probe: &&str| match probe.strip_prefix('/') {
+            Some(_) => Path::new(probe).exists(),
+            None => command::exists(probe),
+        };
+        !self.probes.iter().all(is_there)
+    }
+}
+
+/// Keeps packages from starting services while it lives. An operator's own policy is respected and kept.
+struct NoServices {
+    is_ours: bool,
+}
+
+impl NoServices {
+    const PATH: &str = "/usr/sbin/policy-rc.d";
+    const MARK: &str = "# by vmnat's ./dev setup";
+
+    fn begin() -> Result<Self> {
+        let present = fs::read_to_string(Self::PATH).ok();
+        if present.is_some_and(|text| !text.contains(Self::MARK)) {
+            return Ok(Self { is_ours: false });
+        }
+        // It lapses by itself should this process be killed.
+        let id = process::id();
+        let text = format!(
+            "#!/bin/sh\n{}, void once its process is gone\n! kill -0 {id} 2>/dev/null || exit 101\n",
+            Self::MARK
+        );
+        fs::write(Self::PATH, text).with_context(|| format!("cannot write {}", Self::PATH))?;
+        command::run(&mut program("chmod", ["755", Self::PATH]))?;
+        Ok(Self { is_ours: true })
+    }
+}
+
+impl Drop for NoServices {
+    fn drop(&mut self) {
+        if self.is_ours
+            && let Err(error) = fs::remove_file(Self::PATH)
+        {
+            eprintln!("xtask: cannot remove {}: {error}; it has no effect from here on", Self::PATH);
+        }
+    }
+}

@@ -1,0 +1,192 @@
+//! `test`: the checks, then the four tiers, then one line that adds them up.
+
+use std::process::Command;
+
+use anyhow::{Result, ensure};
+use clap::{Parser, ValueEnum};
+
+use crate::{
+    check::{CHECKS, Check},
+    command::{self, cargo},
+    demo, project, setup,
+    setup::guest_kernel,
+    steps::Steps,
+};
+
+/// Runs the checks and the tests; one tier alone leaves out the checks
+#[derive(Parser)]
+pub struct Args {
+    /// Which tests
+    #[arg(value_enum, default_value_t = Choice::All)]
+    tier: Choice,
+    /// Only tests whose name contains this
+    filter: Option<String>,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Choice {
+    /// The checks and all four tiers
+    All,
+    /// Pure rules, without root
+    Unit,
+    /// The verified programs through `BPF_PROG_TEST_RUN`
+    Prog,
+    /// Real bridges and veths in network namespaces
+    Netns,
+    /// A real QEMU guest
+    Vm,
+}
+
+/// A tier: its name and the arguments of its `cargo test`.
+struct Tier {
+    choice: Choice,
+    name: &'static str,
+    cargo_args: &'static [&'static str],
+    harness_args: &'static [&'static str],
+}
+
+const TIERS: [Tier; 4] = [
+    Tier {
+        choice: Choice::Unit,
+        name: "unit",
+        cargo_args: &["--workspace", "--exclude", project::TESTS],
+        harness_args: &[],
+    },
+    Tier {
+        choice: Choice::Prog,
+        name: "prog",
+        cargo_args: &["--release", "--package", project::TESTS, "--lib", "--test", "prog"],
+        harness_args: &[],
+    },
+    Tier {
+        choice: Choice::Netns,
+        name: "netns",
+        cargo_args: &["--release", "--package", project::TESTS, "--test", "netns"],
+        harness_args: &["--test-threads=1"],
+    },
+    Tier {
+        choice: Choice::Vm,
+        name: "vm",
+        cargo_args: &["--release", "--package", project::TESTS, "--test", "vm"],
+        harness_args: &["--test-threads=1"],
+    },
+];
+
+/// Runs what was asked for to the end, whatever fails on the way.
+pub fn run(args: &Args) -> Result<()> {
+    let Args { tier: choice, filter } = args;
+    let tiers: Vec<_> = TIERS.iter().filter(|tier| [tier.choice, Choice::All].contains(choice)).collect();
+    let checks = if *choice == Choice::All { &CHECKS[..] } else { &[] };
+    let in_lab = *choice != Choice::Unit;
+    let total = checks.len().saturating_add(tiers.len()).saturating_add(if in_lab { 2 } else { 1 });
+
+    let mut steps = Steps::new(total);
+    steps.step("set-up", || setup::ensure(if in_lab { setup::Scope::Lab } else { setup::Scope::Build }))?;
+    let mut tally = Tally::default();
+    for Check { title, work } in checks {
+        tally.note(title, steps.step(title, work));
+    }
+    if in_lab {
+        tally.note("build", steps.step("build (release)", demo::build_lab));
+    }
+    for tier in tiers {
+        let result = steps.step(tier.name, || {
+            command::run_lines(&mut tier.command(filter.as_deref()), |line| {
+                println!("{line}");
+                tally.add(line);
+            })
+        });
+        tally.note(tier.name, result);
+    }
+    tally.close()
+}
+
+impl Tier {
+    fn command(&self, filter: Option<&str>) -> Command {
+        let mut command = cargo(["test", "--no-fail-fast"]);
+        command.args(self.cargo_args).arg("--").args(self.harness_args).args(filter);
+        command.env(guest_kernel::VARIABLE, guest_kernel::dir());
+        command
+    }
+}
+
+/// What passed and what failed so far.
+#[derive(Default)]
+struct Tally {
+    passed: u64,
+    failed: u64,
+    /// Steps that failed, with their reasons.
+    broken: Vec<String>,
+    /// `failed` as it was when the last step ended.
+    failed_before: u64,
+}
+
+impl Tally {
+    /// Adds a line like `test result: FAILED. 3 passed; 1 failed; 0 ignored; ...`; other lines count for nothing.
+    fn add(&mut self, line: &str) {
+        let Some((_, counts)) = line.strip_prefix("test result: ").and_then(|rest| rest.split_once(". "))
+        else {
+            return;
+        };
+        for count in counts.split("; ") {
+            match count.split_once(' ') {
+                Some((number, "passed")) => {
+                    self.passed = self.passed.saturating_add(number.parse().unwrap_or(0));
+                }
+                Some((number, "failed")) => {
+                    self.failed = self.failed.saturating_add(number.parse().unwrap_or(0));
+                }
+                _ => {}
+            }
+        }
+    }
+
+    /// Takes the end of a step; one that fails without a failed test (a check, a build) counts as one.
+    fn note(&mut self, title: &str, result: Result<()>) {
+        if let Err(error) = result {
+            if self.failed == self.failed_before {
+                self.failed = self.failed.saturating_add(1);
+            }
+            eprintln!("xtask: {title}: {error:#}");
+            self.broken.push(title.to_owned());
+        }
+        self.failed_before = self.failed;
+    }
+
+    fn close(self) -> Result<()> {
+        println!("\n{} passed, {} failed", self.passed, self.failed);
+        ensure!(self.broken.is_empty() && self.failed == 0, "failed: {}", self.broken.join(", "));
+        ensure!(self.passed > 0, "no test ran: does the filter match a name?");
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use anyhow::anyhow;
+
+    use super::Tally;
+
+    #[test]
+    fn the_closing_line_adds_up_what_cargo_test_says() {
+        let mut tally = Tally::default();
+        tally.add("running 4 tests");
+        tally.add(
+            "test result: ok. 4 passed; 0 failed; 1 ignored; 0 measured; 2 filtered out; finished in 0.00s",
+        );
+        tally.add(
+            "test result: FAILED. 3 passed; 2 failed; 0 ignored; 0 measured; 0 filtered out; finished in 1s",
+        );
+        assert_eq!((tally.passed, tally.failed), (7, 2));
+    }
+
+    #[test]
+    fn a_step_that_breaks_before_any_test_counts_as_one_failure() {
+        let mut tally = Tally::default();
+        tally.note("clippy", Err(anyhow!("a lint")));
+        tally.add("test result: FAILED. 3 passed; 2 failed; 0 ignored");
+        tally.note("unit", Err(anyhow!("two tests")));
+        assert_eq!((tally.passed, tally.failed), (3, 3));
+        assert!(tally.close().is_err());
+    }
+}
