@@ -109,7 +109,7 @@ fn ensure_lists() -> Result<()> {
 
 fn apt(args: &[&str]) -> process::Command {
     let mut command = program("apt-get", ["-o", "DPkg::Lock::Timeout=300"]);
-    command.args(args).env("DEBIAN_FRONTEND", "noninteractive");
+    command.args(args).env("DEBIAN_FRONTEND", "noninteractive").env("DEBCONF_NOWARNINGS", "yes");
     command
 }
 
