@@ -1,7 +1,42 @@
 //! The kernel half, embedded: its names, its loading, its pins.
+//!
+//! Maps are created and pinned once and outlive every process. aya re-uses a pinned map without comparing its
+//! layout, and a value of another size would overwrite memory, so each pin is compared with the object's own
+//! declaration before aya sees it. Programs are pinned too: later commands attach them without loading anything.
+//! A newer object replaces them under the running links (`link`), atomically.
+
+use std::{
+    fs::{self, DirBuilder},
+    hash::{DefaultHasher, Hash as _, Hasher as _},
+    io,
+    os::{fd::AsFd as _, unix::fs::DirBuilderExt as _},
+    path::Path,
+};
+
+use anyhow::{Context as _, Result, anyhow};
+use aya::{
+    Ebpf, EbpfLoader,
+    programs::{ProgramError, SchedClassifier},
+};
+use nix::{
+    mount::{MsFlags, mount},
+    sys::statfs::{FsType, statfs},
+};
+
+use crate::{
+    error::Error,
+    paths::{BPF_FS, Instance},
+    rawbpf::{self, MapShape},
+};
 
 /// The object that `build.rs` built.
 pub static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/vmnat-dataplane"));
+
+/// `BPF_FS_MAGIC` of `linux/magic.h`.
+const BPF_FS_MAGIC: FsType = FsType(0xcafe_4a11);
+
+/// The oldest kernel that is supported.
+const OLDEST: (u32, u32) = (6, 1);
 
 /// Names of the maps, as `vmnat-ebpf/src/maps.rs` declares them.
 pub mod map {
@@ -25,6 +60,10 @@ pub mod map {
     pub const SETTINGS: &str = "SETTINGS";
     /// Counters.
     pub const OUTCOMES: &str = "OUTCOMES";
+
+    /// All of them.
+    pub const ALL: [&str; 10] =
+        [FLOW, MAPPING, NETWORK, BRIDGE_PORT, UPLINK, FORWARD, LEASE, PORT_POOL, SETTINGS, OUTCOMES];
 }
 
 /// Names of the programs, as `vmnat-ebpf/src/main.rs` declares them.
@@ -41,4 +80,234 @@ pub mod program {
     pub const REAPER: &str = "reaper";
     /// Tells jiffies.
     pub const CLOCK: &str = "clock";
+
+    /// All of them.
+    pub const ALL: [&str; 6] = [OUTBOUND_PORT, OUTBOUND_BRIDGE, INBOUND, GUARD, REAPER, CLOCK];
+}
+
+/// What a load may vary.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct LoadOptions {
+    /// Flows that the table holds.
+    pub flows: u32,
+    /// The programs log to the agent.
+    pub kernel_log: bool,
+}
+
+/// A name for this very object, to tell whether another one is loaded.
+#[must_use]
+pub fn fingerprint() -> String {
+    let mut hasher = DefaultHasher::new();
+    OBJECT.hash(&mut hasher);
+    format!("{:016x}", hasher.finish())
+}
+
+/// Refuses kernels that are too old to try.
+///
+/// # Errors
+/// [`Error::KernelTooOld`].
+pub fn check_kernel() -> Result<()> {
+    let release = release();
+    let mut numbers = release.split(|c: char| !c.is_ascii_digit()).map(|part| part.parse().unwrap_or(0));
+    let version = (numbers.next().unwrap_or(0), numbers.next().unwrap_or(0));
+    if version < OLDEST {
+        return Err(Error::KernelTooOld { release, why: "it is older than 6.1".into() }.into());
+    }
+    Ok(())
+}
+
+/// Mounts the BPF file system where nobody has; true when it did.
+///
+/// # Errors
+/// [`Error::NoBpfFs`] when that is not possible.
+pub fn ensure_bpffs() -> Result<bool> {
+    let mounted = statfs(BPF_FS).is_ok_and(|info| info.filesystem_type() == BPF_FS_MAGIC);
+    if mounted {
+        return Ok(false);
+    }
+    mount(Some("bpf"), BPF_FS, Some("bpf"), MsFlags::empty(), Some("mode=0700"))
+        .map_err(|error| Error::NoBpfFs { why: error.desc().to_owned() })?;
+    Ok(true)
+}
+
+/// True when every map and every program of the instance is pinned.
+#[must_use]
+pub fn is_pinned(instance: &Instance) -> bool {
+    let maps = map::ALL.iter().all(|name| instance.map(name).exists());
+    maps && program::ALL.iter().all(|name| instance.program(name).exists())
+}
+
+/// Loads the embedded object, with the maps that are pinned already, and pins everything.
+///
+/// # Errors
+/// [`Error::UnknownLayout`] for a pinned map that differs, [`Error::KernelTooOld`] when the verifier refuses a
+/// program, [`Error::NotPermitted`] without the privilege.
+pub fn load(instance: &Instance, options: LoadOptions) -> Result<()> {
+    for directory in [instance.maps(), instance.programs(), instance.links()] {
+        let made = DirBuilder::new().recursive(true).mode(0o700).create(&directory);
+        made.with_context(|| format!("make {}", directory.display()))?;
+    }
+    let sizes = sizes(options);
+    check_pins(instance, &sizes)?;
+    let mut ebpf = create(instance, options, &sizes)?;
+    for name in program::ALL {
+        let classifier = classifier(&mut ebpf, name)?;
+        classifier.load().map_err(|error| refused(name, &error))?;
+        pin(classifier, &instance.program(name))?;
+    }
+    Ok(())
+}
+
+/// Removes every pin of the instance, of this schema and any other; returns a line for each kind.
+///
+/// # Errors
+/// A line for each pin that could not be removed.
+pub fn unpin(instance: &Instance) -> Result<(), Vec<String>> {
+    let path = instance.pins();
+    if !path.exists() {
+        return Ok(());
+    }
+    fs::remove_dir_all(&path).map_err(|error| vec![format!("remove {}: {error}", path.display())])?;
+    // Another instance may have its pins there.
+    let _ = fs::remove_dir(Path::new(BPF_FS).join("vmnat"));
+    Ok(())
+}
+
+/// The sizes of maps that depend on the options.
+fn sizes(options: LoadOptions) -> [(&'static str, u32); 2] {
+    let flows = options.flows.max(1);
+    // A guest's endpoint talks to several remotes; with two entries each, a quarter is plenty.
+    [(map::FLOW, flows.saturating_mul(2)), (map::MAPPING, flows.saturating_div(2).max(1024))]
+}
+
+fn create(instance: &Instance, options: LoadOptions, sizes: &[(&'static str, u32)]) -> Result<Ebpf> {
+    let level: u8 = if options.kernel_log { u8::MAX } else { 0 };
+    let pins = map::ALL.map(|name| (name, instance.map(name)));
+    let mut loader = EbpfLoader::new();
+    loader.override_global(aya_log::LEVEL, &level, false);
+    for (name, path) in &pins {
+        loader.map_pin_path(name, path.as_path());
+    }
+    for (name, size) in sizes {
+        loader.map_max_entries(name, *size);
+    }
+    loader.load(OBJECT).map_err(|error| {
+        if is_permission(&error) {
+            return Error::NotPermitted { what: "creating BPF maps".into() }.into();
+        }
+        anyhow!(error).context("create the maps")
+    })
+}
+
+/// Compares every pinned map with its declaration.
+fn check_pins(instance: &Instance, sizes: &[(&'static str, u32)]) -> Result<()> {
+    let object = aya_obj::Object::parse(OBJECT).context("read the embedded object")?;
+    for name in map::ALL {
+        let pin = instance.map(name);
+        let fd = match rawbpf::object_get(&pin) {
+            Ok(fd) => fd,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
+            Err(error) => return Err(error).with_context(|| format!("open {}", pin.display())),
+        };
+        let declared = object.maps.get(name).with_context(|| format!("the object declares no map {name}"))?;
+        let size = sizes.iter().find(|(sized, _)| *sized == name).map(|(_, size)| *size);
+        let expected = MapShape {
+            kind: declared.map_type(),
+            key_size: declared.key_size(),
+            value_size: declared.value_size(),
+            max_entries: size.unwrap_or_else(|| declared.max_entries()),
+            id: 0,
+        };
+        let found = rawbpf::map_shape(fd.as_fd())?;
+        if let Some(why) = difference(&expected, &found) {
+            return Err(Error::UnknownLayout { path: pin, why }.into());
+        }
+    }
+    Ok(())
+}
+
+/// What differs between two maps, in words.
+fn difference(expected: &MapShape, found: &MapShape) -> Option<String> {
+    let pairs = [
+        ("type", expected.kind, found.kind),
+        ("key size", expected.key_size, found.key_size),
+        ("value size", expected.value_size, found.value_size),
+        ("number of entries", expected.max_entries, found.max_entries),
+    ];
+    let differs = pairs.into_iter().find(|(_, expected, found)| expected != found);
+    differs.map(|(what, expected, found)| format!("its {what} is {found} instead of {expected}"))
+}
+
+fn classifier<'a>(ebpf: &'a mut Ebpf, name: &str) -> Result<&'a mut SchedClassifier> {
+    let program = ebpf.program_mut(name).with_context(|| format!("the object has no program {name}"))?;
+    Ok(program.try_into()?)
+}
+
+/// Pins under a name of its own first, so that a pinned program is replaced in one step.
+fn pin(classifier: &mut SchedClassifier, path: &Path) -> Result<()> {
+    let next = path
+        .with_extension("")
+        .with_file_name(format!("{}-next", path.file_name().unwrap_or_default().to_string_lossy()));
+    let _ = fs::remove_file(&next);
+    classifier.pin(&next).with_context(|| format!("pin {}", next.display()))?;
+    fs::rename(&next, path).with_context(|| format!("pin {}", path.display()))
+}
+
+/// What a refusal of the verifier means for the operator.
+fn refused(name: &str, error: &ProgramError) -> anyhow::Error {
+    let text = match error {
+        ProgramError::LoadError { io_error, verifier_log } => {
+            let log = verifier_log.to_string();
+            let lines: Vec<&str> = log.lines().filter(|line| !line.trim().is_empty()).collect();
+            let tail = lines.get(lines.len().saturating_sub(6)..).unwrap_or_default();
+            format!("{io_error}; the verifier's last words: {}", tail.join(" | "))
+        }
+        other => other.to_string(),
+    };
+    if is_permission(error) {
+        return Error::NotPermitted { what: format!("loading the program {name} ({text})") }.into();
+    }
+    Error::KernelTooOld { release: release(), why: format!("it refuses the program {name}: {text}") }.into()
+}
+
+/// True when the kernel said `EPERM`; the verifier says `EACCES`.
+fn is_permission(error: &(dyn std::error::Error + 'static)) -> bool {
+    let mut cause = Some(error);
+    while let Some(error) = cause {
+        if error.downcast_ref::<io::Error>().and_then(io::Error::raw_os_error) == Some(libc::EPERM) {
+            return true;
+        }
+        cause = error.source();
+    }
+    false
+}
+
+fn release() -> String {
+    nix::sys::utsname::uname()
+        .map_or_else(|_| "unknown".into(), |name| name.release().to_string_lossy().into_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const SHAPE: MapShape = MapShape { kind: 1, key_size: 16, value_size: 64, max_entries: 8, id: 0 };
+
+    #[test]
+    fn a_pinned_map_of_another_layout_is_named() {
+        assert_eq!(difference(&SHAPE, &MapShape { id: 7, ..SHAPE }), None);
+        let why = difference(&SHAPE, &MapShape { value_size: 16, ..SHAPE });
+        assert_eq!(why.as_deref(), Some("its value size is 16 instead of 64"));
+    }
+
+    #[test]
+    fn the_object_has_every_map_and_program() {
+        let object = aya_obj::Object::parse(OBJECT).unwrap();
+        for name in map::ALL {
+            assert!(object.maps.contains_key(name), "{name}");
+        }
+        for name in program::ALL {
+            assert!(object.programs.contains_key(name), "{name}");
+        }
+    }
 }

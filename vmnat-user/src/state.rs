@@ -1,0 +1,303 @@
+//! What an instance is asked to be, and what it must put back: the file in `/run`, and the lock around it.
+//!
+//! The kernel's maps and links are the running state; this is the wish, plus the records that `down` needs. It is
+//! written whole to a temporary file, synced and renamed, so a reader never sees half of it.
+
+use std::{
+    collections::BTreeMap,
+    fs::{self, File, OpenOptions},
+    io::{self, Write as _},
+    os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _},
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context as _, Result};
+use ipnet::Ipv4Net;
+use nix::fcntl::{Flock, FlockArg};
+use serde::{Deserialize, Serialize};
+
+use crate::{error::Error, forwards::PortForward, link::Point, paths::Instance};
+
+/// Version of the file's format.
+const VERSION: u32 = 1;
+
+/// Flows that the table holds unless `--flows` says otherwise.
+pub const DEFAULT_FLOWS: u32 = 262_144;
+
+/// How long a command waits for another one to finish.
+const PATIENCE: Duration = Duration::from_secs(20);
+
+/// How programs are attached.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum HookMode {
+    /// Pinned tcx links (Linux 6.6).
+    Tcx,
+    /// Filters in a clsact queueing discipline.
+    Clsact,
+}
+
+impl HookMode {
+    /// The word for it.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Tcx => "tcx",
+            Self::Clsact => "clsact",
+        }
+    }
+}
+
+/// A bridge, and the networks that stand behind it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Bridge {
+    /// Name of the interface.
+    pub name: String,
+    /// Networks that were named; the bridge's own subnets when empty.
+    #[serde(default)]
+    pub networks: Vec<Ipv4Net>,
+}
+
+/// A kernel setting that was changed.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SysctlRecord {
+    /// Key with slashes below `/proc/sys`.
+    pub key: String,
+    /// Index of the interface that it belongs to.
+    pub ifindex: u32,
+    /// What it was.
+    pub before: String,
+    /// What it was set to.
+    pub after: String,
+    /// `net.ipv4.ip_forward` at that moment.
+    pub ip_forward: String,
+}
+
+/// A filter that was attached to a clsact queueing discipline.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FilterRecord {
+    /// Name of the interface.
+    pub interface: String,
+    /// Its index; a re-created interface has another.
+    pub ifindex: u32,
+    /// Which hook.
+    pub point: Point,
+    /// The filter's preference.
+    pub priority: u16,
+    /// The filter's handle.
+    pub handle: u32,
+    /// Name of the program.
+    pub program: String,
+    /// The kernel's number of the program.
+    pub program_id: u32,
+}
+
+/// Wish and records of an instance.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct State {
+    version: u32,
+    /// Fingerprint of the kernel half that is loaded.
+    pub object: String,
+    /// The programs log.
+    pub kernel_log: bool,
+    /// How programs are attached.
+    pub hook: HookMode,
+    /// Flows that the table holds.
+    pub flows: u32,
+    /// Timeouts that differ from the defaults, in seconds, by name.
+    pub timeouts: BTreeMap<String, u32>,
+    /// Bridges.
+    pub bridges: Vec<Bridge>,
+    /// Uplinks by name; empty: the interface of the default route.
+    pub uplinks: Vec<String>,
+    /// Port forwards.
+    pub forwards: Vec<PortForward>,
+    /// The number that the next port forward gets.
+    pub next_forward: u32,
+    /// Kernel settings to put back.
+    pub sysctls: Vec<SysctlRecord>,
+    /// Filters to remove.
+    pub filters: Vec<FilterRecord>,
+    /// Interfaces that got their clsact queueing discipline from vmnat, by index and name.
+    pub qdiscs: BTreeMap<u32, String>,
+    /// Where the agent logs: a path, or `journal:` and the identifier.
+    pub log: String,
+    /// Milliseconds between two looks for flows that have expired.
+    pub reap_interval_ms: u64,
+    /// What the last reconcile could not do, one sentence each.
+    pub warnings: Vec<String>,
+    /// True where this `up` mounted the BPF file system.
+    pub mounted_bpffs: bool,
+}
+
+impl State {
+    /// The state of an instance that has nothing yet.
+    #[must_use]
+    pub fn new(hook: HookMode) -> Self {
+        Self {
+            version: VERSION,
+            object: String::new(),
+            kernel_log: false,
+            hook,
+            flows: DEFAULT_FLOWS,
+            timeouts: BTreeMap::new(),
+            bridges: Vec::new(),
+            uplinks: Vec::new(),
+            forwards: Vec::new(),
+            next_forward: 1,
+            sysctls: Vec::new(),
+            filters: Vec::new(),
+            qdiscs: BTreeMap::new(),
+            log: String::new(),
+            reap_interval_ms: 5_000,
+            warnings: Vec::new(),
+            mounted_bpffs: false,
+        }
+    }
+}
+
+/// Reads the state of an instance.
+///
+/// # Errors
+/// [`Error::NotRunning`] where there is none.
+pub fn load(instance: &Instance) -> Result<State> {
+    find(instance)?
+        .ok_or_else(|| Error::NotRunning { instance: instance.to_string(), option: instance.option() }.into())
+}
+
+/// Reads the state of an instance, if there is one.
+///
+/// # Errors
+/// When the file cannot be read, or another version wrote it.
+pub fn find(instance: &Instance) -> Result<Option<State>> {
+    let path = instance.state();
+    let text = match fs::read_to_string(&path) {
+        Ok(text) => text,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+        Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {
+            return Err(Error::NotPermitted { what: format!("reading {}", path.display()) }.into());
+        }
+        Err(error) => return Err(error).with_context(|| format!("read {}", path.display())),
+    };
+    let state: State =
+        serde_json::from_str(&text).with_context(|| format!("understand {}", path.display()))?;
+    if state.version != VERSION {
+        let why = format!("version {} instead of {VERSION}", state.version);
+        return Err(Error::UnknownLayout { path, why }.into());
+    }
+    Ok(Some(state))
+}
+
+/// The right to change an instance, held until it is dropped.
+#[derive(Debug)]
+pub struct Lock {
+    _file: Flock<File>,
+    instance: Instance,
+}
+
+impl Lock {
+    /// Takes the lock, and waits a while for another command to finish.
+    ///
+    /// # Errors
+    /// [`Error::Locked`] when it does not.
+    pub fn take(instance: &Instance) -> Result<Self> {
+        let since = Instant::now();
+        loop {
+            if let Some(lock) = Self::try_take(instance)? {
+                return Ok(lock);
+            }
+            if since.elapsed() > PATIENCE {
+                return Err(Error::Locked { instance: instance.to_string(), path: instance.lock() }.into());
+            }
+            std::thread::sleep(Duration::from_millis(50));
+        }
+    }
+
+    /// Takes the lock if nobody holds it.
+    ///
+    /// # Errors
+    /// When the lock file cannot be made.
+    pub fn try_take(instance: &Instance) -> Result<Option<Self>> {
+        let path = instance.lock();
+        make_run(instance)?;
+        let mut options = OpenOptions::new();
+        options.create(true).truncate(false).write(true).mode(0o600);
+        let file = options.open(&path).with_context(|| format!("open {}", path.display()))?;
+        match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
+            Ok(file) if is_current(&file, &path) => {
+                Ok(Some(Self { _file: file, instance: instance.clone() }))
+            }
+            // `down` removed the file between open and lock: whoever comes next makes another.
+            Ok(_) | Err((_, nix::errno::Errno::EWOULDBLOCK)) => Ok(None),
+            Err((_, error)) => Err(error).with_context(|| format!("lock {}", path.display())),
+        }
+    }
+
+    /// Writes the state: to a temporary file, synced, renamed.
+    ///
+    /// # Errors
+    /// What the file system answers.
+    pub fn save(&self, state: &State) -> Result<()> {
+        let path = self.instance.state();
+        let temporary = path.with_extension("json.next");
+        let write = || -> Result<()> {
+            let mut options = OpenOptions::new();
+            let mut file = options.create(true).truncate(true).write(true).mode(0o600).open(&temporary)?;
+            serde_json::to_writer_pretty(&mut file, state)?;
+            file.write_all(b"\n")?;
+            file.sync_all()?;
+            fs::rename(&temporary, &path)?;
+            File::open(self.instance.run())?.sync_all()?;
+            Ok(())
+        };
+        write().with_context(|| format!("write {}", path.display()))
+    }
+
+    /// Removes everything that the instance keeps in `/run`, the lock last.
+    ///
+    /// # Errors
+    /// What the file system answers.
+    pub fn remove_all(self) -> io::Result<()> {
+        fs::remove_dir_all(self.instance.run())?;
+        // Another instance may live there.
+        match fs::remove_dir(crate::paths::RUN) {
+            Err(error) if error.kind() == io::ErrorKind::DirectoryNotEmpty => Ok(()),
+            other => other,
+        }
+    }
+}
+
+/// Makes the directory of an instance's running state, for root alone.
+fn make_run(instance: &Instance) -> Result<()> {
+    let path = instance.run();
+    match fs::DirBuilder::new().recursive(true).mode(0o700).create(&path) {
+        Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {
+            Err(Error::NotPermitted { what: format!("writing {}", path.display()) }.into())
+        }
+        other => other.with_context(|| format!("make {}", path.display())),
+    }
+}
+
+fn is_current(file: &File, path: &std::path::Path) -> bool {
+    use std::os::unix::fs::MetadataExt as _;
+    match (file.metadata(), fs::metadata(path)) {
+        (Ok(held), Ok(named)) => held.ino() == named.ino() && held.dev() == named.dev(),
+        _ => false,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn state_survives_a_round_trip() {
+        let mut state = State::new(HookMode::Tcx);
+        state.bridges.push(Bridge { name: "virbr0".into(), networks: vec!["10.0.0.0/24".parse().unwrap()] });
+        state.forwards.push(PortForward { id: 1, spec: "8080:10.0.0.2:80".parse().unwrap() });
+        state.qdiscs.insert(3, "eth0".into());
+        state.timeouts.insert("udp_unreplied".into(), 2);
+        let text = serde_json::to_string(&state).unwrap();
+        assert_eq!(serde_json::from_str::<State>(&text).unwrap(), state);
+    }
+}
