@@ -1,0 +1,3 @@
+//! What vmnat does, for a person to watch.
+
+fn main() {}

@@ -1,0 +1,26 @@
+//! vmnat between real bridges, real veths and real firewalls. Each scenario runs on both kinds of hook.
+//!
+//! Every test ends with [`vmnat_tests::lab::Lab::assert_invariants`]: whatever it is about, no guest's source leaves
+//! by the uplink, no packet arrives damaged, and the host's own traffic goes on.
+
+/// Makes each scenario a test on tcx and a test on clsact.
+macro_rules! on_both_hooks {
+    ($($scenario:ident),+ $(,)?) => {
+        mod tcx {
+            $(#[test] fn $scenario() -> anyhow::Result<()> { super::$scenario(vmnat_tests::lab::vmnat::Hook::Tcx) })+
+        }
+        mod clsact {
+            $(#[test] fn $scenario() -> anyhow::Result<()> { super::$scenario(vmnat_tests::lab::vmnat::Hook::Clsact) })+
+        }
+    };
+}
+
+//mod firewalls;
+//mod forwards;
+//mod hostile;
+mod lab_itself;
+//mod life;
+//mod neighbours;
+//mod path;
+//mod takeover;
+//mod traffic;
