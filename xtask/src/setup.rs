@@ -40,13 +40,14 @@ pub fn run(args: &Args) -> Result<()> {
 pub fn ensure(scope: Scope) -> Result<()> {
     if scope == Scope::Lab {
         ensure!(kernel::is_root()?, "the lab needs root (namespaces, BPF programs): run it with sudo");
+        kernel::ensure_bare()?;
     }
     packages::ensure(packages::BUILD)?;
     toolchain::ensure()?;
     linker::ensure()?;
     if scope == Scope::Lab {
         packages::ensure(packages::LAB)?;
-        kernel::ensure()?;
+        kernel::ensure_lab()?;
         guest_kernel::ensure()?;
     }
     Ok(())

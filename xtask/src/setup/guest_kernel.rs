@@ -47,6 +47,7 @@ pub fn ensure() -> Result<()> {
     if !dir.join("lib").exists() {
         symlink("usr/lib", dir.join("lib"))?;
     }
+    unpack_modules(&dir)?;
     let release = release(&dir).with_context(|| format!("{package} holds no boot/vmlinuz-*"))?;
     command::run(&mut program("depmod", ["-b".as_ref(), dir.as_os_str(), release.as_ref()]))
 }
@@ -59,6 +60,13 @@ fn package() -> Result<String> {
     image.with_context(|| {
         format!("no package {META_PACKAGE} in the package sources; set {VARIABLE} to a kernel's files")
     })
+}
+
+/// Debian 13 compresses its modules, which a busybox in the guest does not load.
+fn unpack_modules(dir: &Path) -> Result<()> {
+    let modules = dir.join("lib/modules/");
+    let args = ["-name", "*.ko.xz", "-exec", "xz", "--decompress", "{}", "+"];
+    command::run(program("find", [modules]).args(args))
 }
 
 fn debs(dir: &Path) -> Result<Vec<PathBuf>> {

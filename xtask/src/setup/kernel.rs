@@ -2,7 +2,7 @@
 
 use std::fs;
 
-use anyhow::{Context as _, Result, bail, ensure};
+use anyhow::{Context as _, Result, ensure};
 
 use crate::command::{self, program};
 
@@ -16,21 +16,26 @@ struct Feature {
     how: &'static str,
 }
 
-const FEATURES: [Feature; 5] = [
+/// What shows with a bare system's own programs.
+const BARE: &[Feature] = &[
     Feature {
         what: "new network and mount namespaces",
         script: "true",
         how: "needs CAP_SYS_ADMIN: in a container, run it privileged",
     },
     Feature {
-        what: "bridges and veth pairs",
-        script: "ip link add vmnat-try0 type veth peer name vmnat-try1 && ip link add vmnat-try2 type bridge",
-        how: "needs CAP_NET_ADMIN and the modules veth and bridge: modprobe veth bridge; or CONFIG_VETH, CONFIG_BRIDGE",
-    },
-    Feature {
         what: "BPF and its file system",
         script: "mount -t bpf bpf /mnt",
         how: "needs CAP_BPF and a kernel with CONFIG_BPF_SYSCALL=y",
+    },
+];
+
+/// What shows only with the lab's programs.
+const LAB: &[Feature] = &[
+    Feature {
+        what: "bridges and veth pairs",
+        script: "ip link add vmnat-try0 type veth peer name vmnat-try1 && ip link add vmnat-try2 type bridge",
+        how: "needs CAP_NET_ADMIN and the modules veth and bridge: modprobe veth bridge; or CONFIG_VETH, CONFIG_BRIDGE",
     },
     Feature {
         what: "the clsact queueing discipline",
@@ -53,27 +58,38 @@ pub fn is_root() -> Result<bool> {
     Ok(effective == Some("0"))
 }
 
-/// Reports all that the kernel lacks at once.
-pub fn ensure() -> Result<()> {
-    let release =
-        fs::read_to_string("/proc/sys/kernel/osrelease").context("cannot read the kernel's release")?;
-    let release = release.trim();
+/// Fails, before anything is installed, on a kernel that cannot do it anyway.
+pub fn ensure_bare() -> Result<()> {
+    let release = release()?;
     ensure!(
-        version(release).is_some_and(|version| version >= OLDEST),
+        version(&release).is_some_and(|version| version >= OLDEST),
         "kernel {release} is too old: vmnat needs {}.{} or later",
         OLDEST.0,
         OLDEST.1
     );
     ensure!(
         fs::metadata("/sys/kernel/btf/vmlinux").is_ok(),
-        "kernel {release} shows no /sys/kernel/btf/vmlinux: it needs CONFIG_DEBUG_INFO_BTF=y, as Debian's kernels have, \
-         and /sys mounted"
+        "kernel {release} shows no /sys/kernel/btf/vmlinux: it needs CONFIG_DEBUG_INFO_BTF=y, as Debian's kernels \
+         have, and /sys mounted"
     );
-    let lacking: Vec<_> = FEATURES.iter().filter_map(Feature::lacks).collect();
-    if lacking.is_empty() {
-        return Ok(());
-    }
-    bail!("kernel {release} cannot run the lab:\n  {}", lacking.join("\n  "))
+    ensure_all(BARE)
+}
+
+/// Fails on a kernel without what the lab is made of; needs the lab's packages.
+pub fn ensure_lab() -> Result<()> {
+    ensure_all(LAB)
+}
+
+/// Reports all that is lacking at once.
+fn ensure_all(features: &[Feature]) -> Result<()> {
+    let lacking: Vec<_> = features.iter().filter_map(Feature::lacks).collect();
+    ensure!(lacking.is_empty(), "kernel {} cannot run the lab:\n  {}", release()?, lacking.join("\n  "));
+    Ok(())
+}
+
+fn release() -> Result<String> {
+    let path = "/proc/sys/kernel/osrelease";
+    Ok(fs::read_to_string(path).with_context(|| format!("cannot read {path}"))?.trim().to_owned())
 }
 
 /// Major and minor number of a release like `6.1.0-44-cloud-amd64`.

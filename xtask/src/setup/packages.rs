@@ -39,6 +39,7 @@ pub const LAB: &[Package] = &[
     Package { name: "kmod", probes: &["modprobe", "depmod"], why: "kernel modules, the guest's too" },
     Package { name: "qemu-system-x86", probes: &["qemu-system-x86_64"], why: "runs the real guest" },
     Package { name: "busybox-static", probes: &["busybox"], why: "the real guest's user space" },
+    Package { name: "xz-utils", probes: &["xz"], why: "unpacks the real guest's kernel modules" },
     Package { name: "cpio", probes: &["cpio"], why: "packs the real guest's initramfs" },
 ];
 
