@@ -125,9 +125,7 @@ pub fn connect(namespace: &Namespace, from: Option<u16>, to: &str, patience: Dur
 /// The standard library cannot bind before it connects.
 fn connect_from(from: u16, to: SocketAddrV4, patience: Duration) -> Result<TcpStream> {
     use nix::sys::{
-        socket::{
-            AddressFamily, SockFlag, SockType, SockaddrIn, bind, connect, setsockopt, socket, sockopt,
-        },
+        socket::{AddressFamily, SockFlag, SockType, SockaddrIn, bind, connect, setsockopt, socket, sockopt},
         time::{TimeVal, TimeValLike},
     };
     let socket = socket(AddressFamily::Inet, SockType::Stream, SockFlag::SOCK_CLOEXEC, None)?;
@@ -308,7 +306,9 @@ fn echo_request(identifier: u16, to: Ipv4Addr, patience: Duration) -> Result<Pon
         let packet = buffer.get(..usize::try_from(length).unwrap_or(0)).unwrap_or_default();
         let (Some(head), Some(body)) = (packet.get(..20), packet.get(20..)) else { continue };
         // The socket sees every ICMP message of the namespace.
-        if head.get(12..16) == Some(&to.octets()) && body.first() == Some(&0) && body.get(4..6) == request.get(4..6)
+        if head.get(12..16) == Some(&to.octets())
+            && body.first() == Some(&0)
+            && body.get(4..6) == request.get(4..6)
         {
             ensure!(body.get(8..) == request.get(8..), "the reply carries other bytes than the request");
             return Ok(Pong { ttl: head.get(8).copied().unwrap_or(0), took: started.elapsed() });

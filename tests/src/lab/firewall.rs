@@ -57,7 +57,8 @@ pub fn count_everywhere(host: &Namespace) -> Result<()> {
         let rules: String =
             TRANSLATED.iter().map(|rule| format!("    {matching}{rule} counter name seen\n")).collect();
         // Ahead of all others, so that no earlier verdict hides a packet from it.
-        let chain = |hook| format!("  chain {hook} {{\n    type filter hook {hook} priority -500;\n{rules}  }}\n");
+        let chain =
+            |hook| format!("  chain {hook} {{\n    type filter hook {hook} priority -500;\n{rules}  }}\n");
         let chains: String = hooks.into_iter().map(chain).collect();
         ruleset.push_str(&format!("table {family} audit {{\n  counter seen {{ }}\n{chains}}}\n"));
     }
@@ -104,7 +105,9 @@ pub fn legacy_drops(host: &Namespace) -> Result<()> {
             }
         }
         if table == "filter" {
-            script.push_str("-A INPUT -m conntrack --ctstate ESTABLISHED,RELATED -j ACCEPT\n-A INPUT -i lo -j ACCEPT\n");
+            script.push_str(
+                "-A INPUT -m conntrack --ctstate ESTABLISHED,RELATED -j ACCEPT\n-A INPUT -i lo -j ACCEPT\n",
+            );
         }
         script.push_str("COMMIT\n");
     }

@@ -33,7 +33,11 @@ impl Tap {
     /// # Errors
     ///
     /// When the interface does not exist or the filter is invalid.
-    pub fn open_filtered(namespace: &Namespace, interface: &str, filter: &[libc::sock_filter]) -> Result<Self> {
+    pub fn open_filtered(
+        namespace: &Namespace,
+        interface: &str,
+        filter: &[libc::sock_filter],
+    ) -> Result<Self> {
         let index = namespace.interface(interface)?;
         namespace
             .run(|| Self::bind(index, filter))
@@ -63,7 +67,8 @@ impl Tap {
         address.sll_protocol = EVERY_PROTOCOL;
         address.sll_ifindex = index.cast_signed();
         // SAFETY: the pointer and length describe `address`, which lives through the call.
-        let bound = unsafe { libc::bind(socket.as_raw_fd(), (&raw const address).cast(), size_of_u32(&address)) };
+        let bound =
+            unsafe { libc::bind(socket.as_raw_fd(), (&raw const address).cast(), size_of_u32(&address)) };
         if bound < 0 { Err(io::Error::last_os_error()) } else { Ok(Self { socket }) }
     }
 
@@ -83,7 +88,8 @@ impl Tap {
     pub fn receive(&self, patience: Duration) -> Option<Vec<u8>> {
         let mut poll = libc::pollfd { fd: self.socket.as_raw_fd(), events: libc::POLLIN, revents: 0 };
         // SAFETY: the pointer names one pollfd.
-        let ready = unsafe { libc::poll(&raw mut poll, 1, i32::try_from(patience.as_millis()).unwrap_or(i32::MAX)) };
+        let ready =
+            unsafe { libc::poll(&raw mut poll, 1, i32::try_from(patience.as_millis()).unwrap_or(i32::MAX)) };
         if ready <= 0 {
             return None;
         }
@@ -129,7 +135,12 @@ impl Tap {
     /// # Errors
     ///
     /// When none comes within `patience`.
-    pub fn expect(&self, what: &str, patience: Duration, mut wanted: impl FnMut(&Ipv4) -> bool) -> Result<Ipv4> {
+    pub fn expect(
+        &self,
+        what: &str,
+        patience: Duration,
+        mut wanted: impl FnMut(&Ipv4) -> bool,
+    ) -> Result<Ipv4> {
         let deadline = Instant::now() + patience;
         loop {
             let left = deadline.saturating_duration_since(Instant::now());
@@ -266,7 +277,8 @@ impl Packet {
     fn ip_header(&self) -> Vec<u8> {
         let length = u16::try_from(self.body.len() + 20).unwrap_or(u16::MAX).to_be_bytes();
         let fragment = if self.dont_fragment { 0x40 } else { 0 };
-        let mut header = vec![0x45, 0, length[0], length[1], 0x12, 0x34, fragment, 0, self.ttl, self.protocol, 0, 0];
+        let mut header =
+            vec![0x45, 0, length[0], length[1], 0x12, 0x34, fragment, 0, self.ttl, self.protocol, 0, 0];
         header.extend(self.source);
         header.extend(self.destination);
         let sum = checksum(&[&header]);

@@ -23,7 +23,13 @@ pub enum Way {
 /// # Errors
 ///
 /// When iperf3 is missing or gets nothing through.
-pub fn run(guest: &Namespace, server: &Namespace, server_address: &str, way: Way, seconds: u32) -> Result<f64> {
+pub fn run(
+    guest: &Namespace,
+    server: &Namespace,
+    server_address: &str,
+    way: Way,
+    seconds: u32,
+) -> Result<f64> {
     const PORT: u16 = 5201;
     let port = PORT.to_string();
     let mut serving = server.start(&["iperf3", "-s", "-1", "-p", &port])?;

@@ -43,7 +43,8 @@ impl Namespace {
             fs::write("/proc/sys/net/ipv6/conf/default/disable_ipv6", "1").ok();
             Ok(fs::File::open("/proc/thread-self/ns/net")?.into())
         };
-        let descriptor = thread::scope(|scope| scope.spawn(open).join()).map_err(|_| anyhow::anyhow!("thread"))??;
+        let descriptor =
+            thread::scope(|scope| scope.spawn(open).join()).map_err(|_| anyhow::anyhow!("thread"))??;
         Ok(Self { name: name.into(), descriptor: Arc::new(descriptor) })
     }
 
@@ -149,7 +150,8 @@ impl Namespace {
         builder.args(arguments).stdin(input).stdout(output).stderr(error);
         builder.env(MARK, std::process::id().to_string());
         // A child is born in the namespaces of the thread that forks it.
-        self.run(move || builder.spawn()).with_context(|| format!("cannot start `{program}`: is it installed?"))
+        self.run(move || builder.spawn())
+            .with_context(|| format!("cannot start `{program}`: is it installed?"))
     }
 
     /// Reads a sysctl, named with slashes below `/proc/sys`.

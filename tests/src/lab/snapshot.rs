@@ -37,7 +37,8 @@ impl Snapshot {
             lines.extend(printed.lines().map(|line| format!("{}: {}", listing.join(" "), line.trim())));
         }
         host.run(|| {
-            for below in ["net/ipv4/conf", "net/ipv4/neigh", "net/bridge", "net/ipv4/ip_forward", "net/core"] {
+            for below in ["net/ipv4/conf", "net/ipv4/neigh", "net/bridge", "net/ipv4/ip_forward", "net/core"]
+            {
                 read_all(&Path::new("/proc/sys").join(below), &mut lines);
             }
             for below in ["net/ipv4/ip_local_port_range", "net/ipv4/ip_local_reserved_ports"] {
@@ -55,8 +56,10 @@ impl Snapshot {
     ///
     /// When something does; the message shows it.
     pub fn assert_same_as(&self, before: &Self) -> Result<()> {
-        let gone = before.lines.iter().filter(|line| !self.lines.contains(line)).map(|line| format!("- {line}"));
-        let came = self.lines.iter().filter(|line| !before.lines.contains(line)).map(|line| format!("+ {line}"));
+        let gone =
+            before.lines.iter().filter(|line| !self.lines.contains(line)).map(|line| format!("- {line}"));
+        let came =
+            self.lines.iter().filter(|line| !before.lines.contains(line)).map(|line| format!("+ {line}"));
         let difference: Vec<String> = gone.chain(came).collect();
         ensure!(difference.is_empty(), "the host is not as it was found:\n{}", difference.join("\n"));
         Ok(())

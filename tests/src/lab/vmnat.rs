@@ -54,7 +54,9 @@ pub fn program() -> Result<PathBuf> {
     let own = env::current_exe()?;
     let beside = own.ancestors().skip(1).take(2).map(|folder| folder.join("vmnat"));
     let Some(found) = beside.into_iter().find(|path| path.is_file()) else {
-        bail!("the program `vmnat` is not built: run `cargo build --package vmnat-user`, or name it in VMNAT_BIN");
+        bail!(
+            "the program `vmnat` is not built: run `cargo build --package vmnat-user`, or name it in VMNAT_BIN"
+        );
     };
     Ok(found)
 }

@@ -122,7 +122,9 @@ pub fn damaged_packets(namespace: &Namespace) -> Vec<String> {
     let table = namespace.run(|| std::fs::read_to_string("/proc/thread-self/net/snmp")).unwrap_or_default();
     let lines: Vec<&str> = table.lines().collect();
     let pairs = lines.chunks(2).filter_map(|pair| Some((*pair.first()?, *pair.get(1)?)));
-    let fields = pairs.flat_map(|(names, values)| names.split(' ').zip(values.split(' ')).map(move |(name, value)| (names, name, value)));
+    let fields = pairs.flat_map(|(names, values)| {
+        names.split(' ').zip(values.split(' ')).map(move |(name, value)| (names, name, value))
+    });
     fields
         .filter(|(_, name, value)| matches!(*name, "InCsumErrors" | "InHdrErrors") && *value != "0")
         .map(|(row, name, value)| {
@@ -164,7 +166,10 @@ impl KernelLog {
                 Ok(0) => break,
                 Ok(length) => {
                     let line = String::from_utf8_lossy(record.get(..length).unwrap_or_default()).into_owned();
-                    if ["WARNING:", "BUG:", "Oops", "RIP:", "Call Trace"].iter().any(|word| line.contains(word)) {
+                    if ["WARNING:", "BUG:", "Oops", "RIP:", "Call Trace"]
+                        .iter()
+                        .any(|word| line.contains(word))
+                    {
                         complaints.push(line);
                     }
                 }

@@ -49,7 +49,10 @@ fn unseen_by_both_firewalls(hook: Hook, br_netfilter: bool) -> Result<()> {
     let before = (firewall::counted(&lab.host)?, firewall::legacy_counted(&lab.host)?);
     traffic_of_all_kinds(&lab)?;
     let after = (firewall::counted(&lab.host)?, firewall::legacy_counted(&lab.host)?);
-    ensure!(before == after, "netfilter has seen translated packets: (nft, legacy) {before:?} became {after:?}");
+    ensure!(
+        before == after,
+        "netfilter has seen translated packets: (nft, legacy) {before:?} became {after:?}"
+    );
     lab.assert_invariants()
 }
 

@@ -15,12 +15,12 @@ macro_rules! on_both_hooks {
     };
 }
 
-//mod firewalls;
-//mod forwards;
-//mod hostile;
+mod firewalls;
+mod forwards;
+mod hostile;
 mod lab_itself;
-//mod life;
-//mod neighbours;
-//mod path;
-//mod takeover;
-//mod traffic;
+mod life;
+mod neighbours;
+mod path;
+mod takeover;
+mod traffic;

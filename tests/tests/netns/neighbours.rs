@@ -8,8 +8,8 @@ use std::{
 
 use anyhow::{Result, ensure};
 use vmnat_tests::lab::{
-    EXTERNAL, GATEWAY, GATEWAY_ECHO, Lab, SERVER_ECHO, Setup, client, firewall::NFT_FORWARD_DROP, guest_address,
-    vmnat::Hook,
+    EXTERNAL, GATEWAY, GATEWAY_ECHO, Lab, SERVER_ECHO, Setup, client, firewall::NFT_FORWARD_DROP,
+    guest_address, vmnat::Hook,
 };
 
 on_both_hooks!(

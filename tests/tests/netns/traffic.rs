@@ -103,7 +103,10 @@ fn a_thousand_connections_live_at_once(hook: Hook) -> Result<()> {
     let open = || (0..125).map(|_| Conversation::open(guest, SERVER_ECHO)).collect::<Result<Vec<_>>>();
     let batches: Vec<_> = thread::scope(|scope| {
         let openers: Vec<_> = (0..8).map(|_| scope.spawn(open)).collect();
-        openers.into_iter().map(|opener| opener.join().map_err(|_| anyhow::anyhow!("an opener panicked"))).collect()
+        openers
+            .into_iter()
+            .map(|opener| opener.join().map_err(|_| anyhow::anyhow!("an opener panicked")))
+            .collect()
     });
     let mut conversations = Vec::new();
     for batch in batches {
