@@ -139,6 +139,13 @@ pub struct FdbFact {
     pub local: bool,
 }
 
+/// The name of an interface of the calling thread's network namespace, or `if7` when there is none of that index.
+#[must_use]
+pub fn interface_name(index: u32) -> String {
+    let name = nix::net::if_::if_indextoname(index).ok();
+    name.map_or_else(|| format!("if{index}"), |name| name.to_string_lossy().into_owned())
+}
+
 impl Facts {
     /// The interface of that name.
     #[must_use]
