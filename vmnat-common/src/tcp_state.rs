@@ -143,15 +143,35 @@ mod tests {
             ("lone syn", &[(0, SYN)], Stage::HalfOpen),
             ("handshake without the server's data", &open, Stage::HalfOpen),
             ("handshake and data", &established, Stage::Established),
-            ("simultaneous open", &[(0, SYN), (1, SYN), (0, SYN | ACK), (1, SYN | ACK), (0, ACK), (1, ACK)], Stage::Established),
+            (
+                "simultaneous open",
+                &[(0, SYN), (1, SYN), (0, SYN | ACK), (1, SYN | ACK), (0, ACK), (1, ACK)],
+                Stage::Established,
+            ),
             ("pickup in the middle", &[(0, ACK | PSH), (1, ACK)], Stage::Established),
             ("one fin", &[&established[..], &[(0, FIN | ACK)]].concat(), Stage::HalfClosed),
             ("both fins", &[&established[..], &[(0, FIN | ACK), (1, FIN | ACK)]].concat(), Stage::Closed),
-            ("last ack after both fins", &[&established[..], &[(0, FIN | ACK), (1, FIN | ACK), (0, ACK)]].concat(), Stage::Closed),
+            (
+                "last ack after both fins",
+                &[&established[..], &[(0, FIN | ACK), (1, FIN | ACK), (0, ACK)]].concat(),
+                Stage::Closed,
+            ),
             ("reset", &[&established[..], &[(1, RST)]].concat(), Stage::Reset),
-            ("blind reset, then data", &[&established[..], &[(1, RST), (1, ACK)]].concat(), Stage::Established),
-            ("reopened after close", &[&established[..], &[(0, FIN | ACK), (1, FIN | ACK), (0, SYN), (1, SYN | ACK)]].concat(), Stage::HalfOpen),
-            ("challenge ack", &[&established[..], &[(0, SYN), (1, ACK), (0, RST), (0, SYN)]].concat(), Stage::HalfOpen),
+            (
+                "blind reset, then data",
+                &[&established[..], &[(1, RST), (1, ACK)]].concat(),
+                Stage::Established,
+            ),
+            (
+                "reopened after close",
+                &[&established[..], &[(0, FIN | ACK), (1, FIN | ACK), (0, SYN), (1, SYN | ACK)]].concat(),
+                Stage::HalfOpen,
+            ),
+            (
+                "challenge ack",
+                &[&established[..], &[(0, SYN), (1, ACK), (0, RST), (0, SYN)]].concat(),
+                Stage::HalfOpen,
+            ),
         ];
         for (name, segments, expected) in rows {
             let result = play(segments);
@@ -164,7 +184,9 @@ mod tests {
         for flags in [0, FIN, FIN | PSH | URG, SYN | FIN, SYN | RST, FIN | RST, PSH, URG] {
             assert!(is_nonsense(flags), "{flags:#x}");
         }
-        for flags in [SYN, SYN | ACK, ACK, PSH | ACK, FIN | ACK, RST, RST | ACK, SYN | URG, SYN | PSH, 0xc0 | SYN] {
+        for flags in
+            [SYN, SYN | ACK, ACK, PSH | ACK, FIN | ACK, RST, RST | ACK, SYN | URG, SYN | PSH, 0xc0 | SYN]
+        {
             assert!(!is_nonsense(flags), "{flags:#x}");
         }
     }

@@ -1,49 +1,87 @@
 //! The programs that the kernel runs; this file names them and nothing else.
 //!
 //! On any target but BPF this is an empty program, so that `cargo check --workspace` works on the host.
-#![cfg_attr(target_arch = "bpf", no_std, no_main)]
+#![cfg_attr(target_arch = "bpf", no_std, no_main, feature(core_intrinsics), allow(internal_features))]
 
 #[cfg(target_arch = "bpf")]
+mod bridge;
+#[cfg(target_arch = "bpf")]
+mod classify;
+#[cfg(target_arch = "bpf")]
+mod clock;
+#[cfg(target_arch = "bpf")]
+mod forward;
+#[cfg(target_arch = "bpf")]
+mod guard;
+#[cfg(target_arch = "bpf")]
+mod inbound;
+#[cfg(target_arch = "bpf")]
+mod lease;
+#[cfg(target_arch = "bpf")]
+mod mapping;
+#[cfg(target_arch = "bpf")]
 mod maps;
+#[cfg(target_arch = "bpf")]
+mod outbound;
+#[cfg(target_arch = "bpf")]
+mod parse;
+#[cfg(target_arch = "bpf")]
+mod reaper;
+#[cfg(target_arch = "bpf")]
+mod rewrite;
+#[cfg(target_arch = "bpf")]
+mod route;
+#[cfg(target_arch = "bpf")]
+mod session;
+#[cfg(target_arch = "bpf")]
+mod settings;
+#[cfg(target_arch = "bpf")]
+mod verdict;
 
 #[cfg(target_arch = "bpf")]
 mod programs {
     use aya_ebpf::{macros::classifier, programs::TcContext};
 
-    /// tcx ingress of a bridge's port.
+    use crate::{clock, guard, inbound, outbound, reaper, verdict};
+
+    /// tcx ingress of a bridge's port: guest to world, guest to guest.
     #[classifier]
-    pub fn outbound_port(_ctx: TcContext) -> i32 {
-        -1
+    pub fn outbound_port(ctx: TcContext) -> i32 {
+        verdict::settle_at_port(&ctx, outbound::at_port(&ctx))
     }
 
-    /// tcx ingress of a bridge.
+    /// tcx ingress of a bridge: the same for guests whose port has no hook.
     #[classifier]
-    pub fn outbound_bridge(_ctx: TcContext) -> i32 {
-        -1
+    pub fn outbound_bridge(ctx: TcContext) -> i32 {
+        if verdict::was_judged(&ctx) {
+            verdict::PASS
+        } else {
+            verdict::settle(&ctx, outbound::at_bridge(&ctx))
+        }
     }
 
-    /// tcx ingress of an uplink.
+    /// tcx ingress of an uplink: world to guest.
     #[classifier]
-    pub fn inbound(_ctx: TcContext) -> i32 {
-        -1
+    pub fn inbound(ctx: TcContext) -> i32 {
+        verdict::settle(&ctx, inbound::at_uplink(&ctx))
     }
 
-    /// tcx egress of an uplink.
+    /// tcx egress of an uplink: nothing leaves with a guest's source.
     #[classifier]
-    pub fn guard(_ctx: TcContext) -> i32 {
-        -1
+    pub fn guard(ctx: TcContext) -> i32 {
+        verdict::settle(&ctx, guard::at_uplink(&ctx))
     }
 
-    /// Run by user space through `BPF_PROG_TEST_RUN`.
+    /// Run by user space through `BPF_PROG_TEST_RUN`: removes what it nominates.
     #[classifier]
-    pub fn reaper(_ctx: TcContext) -> i32 {
-        0
+    pub fn reaper(ctx: TcContext) -> i32 {
+        reaper::reap(&ctx)
     }
 
-    /// Run by user space through `BPF_PROG_TEST_RUN`.
+    /// Run by user space through `BPF_PROG_TEST_RUN`: tells the kernel's clocks.
     #[classifier]
-    pub fn clock(_ctx: TcContext) -> i32 {
-        0
+    pub fn clock(ctx: TcContext) -> i32 {
+        clock::tell(&ctx)
     }
 }
 

@@ -59,3 +59,7 @@ pub static SETTINGS: Array<Settings> = Array::with_max_entries(1, 0);
 /// Packets by [`Outcome`], a counter a CPU.
 #[map]
 pub static OUTCOMES: PerCpuArray<u64> = PerCpuArray::with_max_entries(Outcome::COUNT, 0);
+
+/// Where a session is written before it is inserted, a place a CPU.
+#[map]
+pub static DRAFT: PerCpuArray<Session> = PerCpuArray::with_max_entries(1, 0);

@@ -1,0 +1,89 @@
+//! From the world: the stages in the order a packet meets them.
+//!
+//! What belongs to no session and no port forward is the host's own and passes untouched.
+
+use aya_ebpf::programs::TcContext;
+use vmnat_common::{
+    Outcome,
+    flow::Side,
+    session::{Flags, Session},
+};
+
+use crate::{
+    classify, forward,
+    parse::{self, Frame, Packet},
+    rewrite, route, session, settings,
+};
+
+/// The program of an uplink's ingress.
+#[inline(always)]
+pub fn at_uplink(ctx: &TcContext) -> Result<Outcome, Outcome> {
+    if parse::frame(ctx)? == Frame::Arp {
+        return Ok(Outcome::NotIpv4);
+    }
+    let mut packet = Packet::unread();
+    parse::ipv4(ctx, Side::Uplink, &mut packet)?;
+    let session = match packet.tracked {
+        Ok(()) => session::find(&packet.key)?,
+        Err(_) => None,
+    };
+    let session = match session {
+        Some(session) => session,
+        None => {
+            invite(ctx, &packet)?;
+            session::find(&packet.key)?.ok_or(Outcome::StaleFlow)?
+        }
+    };
+    let now = settings::jiffies();
+    let epoch = settings::get()?.epoch(now);
+    if session.epoch != epoch {
+        session::follow_lease(session, epoch);
+    }
+    fits(&packet, session)?;
+    session::touch(session, &packet, now);
+    deliver(ctx, &packet, session)
+}
+
+/// Opens the session of a packet that a port forward invites; every other packet ends here.
+#[inline(never)]
+fn invite(ctx: &TcContext, packet: &Packet) -> Result<(), Outcome> {
+    if packet.tracked.is_ok()
+        && let Some((protocol, forward)) = forward::find(packet)
+    {
+        return forward::open(ctx, packet, protocol, forward);
+    }
+    let uninvited = classify::uninvited(packet.key.source, packet.key.destination);
+    match (uninvited, packet.tracked) {
+        (Outcome::NoFlow, Err(Outcome::Fragment)) => Err(Outcome::InboundFragment),
+        (outcome, _) => Err(outcome),
+    }
+}
+
+#[inline(always)]
+fn deliver(ctx: &TcContext, packet: &Packet, session: &Session) -> Result<Outcome, Outcome> {
+    let change = rewrite::Change {
+        address: session.address,
+        port: session.port,
+        address_diff: session.address_diff,
+        port_diff: session.port_diff,
+    };
+    rewrite::destination(ctx, packet, change)?;
+    if session.has(Flags::VIA_NEIGHBOUR) {
+        route::to_neighbour(session.out_if, session.address);
+    } else {
+        rewrite::macs(ctx, session.destination_mac, session.source_mac)?;
+        route::to_port(session.out_if);
+    }
+    Ok(Outcome::TranslatedInbound)
+}
+
+#[inline(always)]
+fn fits(packet: &Packet, session: &Session) -> Result<(), Outcome> {
+    if packet.ttl() <= 1 {
+        return Err(Outcome::InboundTtlExpired);
+    }
+    if packet.size > u32::from(session.mtu) {
+        return Err(Outcome::InboundTooBig);
+    }
+    Ok(())
+}

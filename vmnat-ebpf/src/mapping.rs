@@ -1,0 +1,217 @@
+//! The mapping of an internal endpoint: found, or claimed from the pool. Only when a flow is opened.
+
+use core::{
+    ffi::c_void,
+    intrinsics::{AtomicOrdering, atomic_xadd},
+};
+
+use aya_ebpf::{
+    bindings::{
+        BPF_NOEXIST, bpf_sock_tuple as SockTuple, bpf_sock_tuple__bindgen_ty_1__bindgen_ty_1 as SockTuple4,
+    },
+    helpers::generated::{
+        bpf_get_prandom_u32, bpf_loop, bpf_sk_lookup_udp, bpf_sk_release, bpf_skc_lookup_tcp,
+    },
+    programs::TcContext,
+};
+use vmnat_common::{
+    Outcome, Port,
+    endpoint::{Endpoint, Protocol},
+    flow::FlowKey,
+    mapping::{Mapping, MappingKey},
+    port_range::{PROBES, PortRange, candidate, endpoint_hash, pool_bit},
+    settings::Settings,
+};
+
+use crate::{
+    maps::{MAPPING, PORT_POOL},
+    settings,
+};
+
+/// The current network namespace, for socket look-ups (`BPF_F_CURRENT_NETNS`).
+const THIS_NETNS: u64 = u64::MAX;
+
+/// Finds or claims the external endpoint of the guest's flow `key` on the address that `external` holds, and writes its
+/// port there. A mapping whose port a socket of the host holds towards this remote does not serve.
+#[inline(never)]
+pub fn find_or_claim(
+    ctx: &TcContext,
+    key: &FlowKey,
+    protocol: Protocol,
+    external: &mut Endpoint,
+) -> Result<(), Outcome> {
+    let internal = MappingKey::internal(key.protocol, key.source_endpoint(), external.address);
+    if let Some(known) = of(&internal) {
+        *external = known;
+        return if host_holds(ctx, protocol, key, known) { Err(Outcome::FlowConflict) } else { Ok(()) };
+    }
+    let settings = settings::get()?;
+    let mut search = Search {
+        ctx,
+        key,
+        protocol,
+        range: range(settings, protocol, key.source_port),
+        hash: endpoint_hash(settings.secret, protocol, key.source_endpoint()),
+        external: *external,
+        claimed: false,
+    };
+    // SAFETY: the callback has the helper's signature and gets the very search that is passed here, which outlives the
+    // call. A loop of the language's own would be verified turn by turn, to more than a million instructions.
+    unsafe {
+        bpf_loop(PROBES, probe as *const () as *mut c_void, (&raw mut search).cast(), 0);
+    }
+    if !search.claimed {
+        return Err(Outcome::PortsExhausted);
+    }
+    *external = bind(&internal, search.external)?;
+    Ok(())
+}
+
+/// The search for a free port.
+struct Search<'a> {
+    ctx: &'a TcContext,
+    key: &'a FlowKey,
+    protocol: Protocol,
+    range: PortRange,
+    hash: u32,
+    /// The candidate, and the result once `claimed`.
+    external: Endpoint,
+    claimed: bool,
+}
+
+/// One turn of the search: zero goes on, one ends it.
+extern "C" fn probe(attempt: u32, search: *mut c_void) -> i64 {
+    // SAFETY: `find_or_claim` passes its own search, and nothing else refers to it during the loop.
+    let search = unsafe { &mut *search.cast::<Search<'_>>() };
+    let key = search.key;
+    search.external.port = candidate(attempt, search.range, key.source_port, search.hash, random());
+    search.claimed = is_free(search.ctx, search.range, search.protocol, key, search.external)
+        && claim(key, search.external);
+    i64::from(search.claimed)
+}
+
+/// Offers a port for one flow alone, when the mapping's own cannot serve it or the pool is full. Another flow may share it
+/// towards other remotes (RFC 7857 section 3). True when the port may be tried.
+#[inline(always)]
+pub fn offer_overloaded(ctx: &TcContext, key: &FlowKey, protocol: Protocol, external: &mut Endpoint) -> bool {
+    let Ok(settings) = settings::get() else { return false };
+    let range = range(settings, protocol, key.source_port);
+    external.port = candidate(PROBES, range, key.source_port, 0, random());
+    is_free(ctx, range, protocol, key, *external)
+}
+
+/// Counts a flow more or less on its mapping.
+#[inline(always)]
+pub fn count_flow(protocol: u8, internal: Endpoint, external: Endpoint, by: i32) {
+    let key = MappingKey::internal(protocol, internal, external.address);
+    let Some(mapping) = MAPPING.get_ptr_mut(key) else { return };
+    // SAFETY: the element may be replaced meanwhile; then a count is off by one, which delays or hastens the end of a
+    // mapping but never gives its port away: claims are decided by the external entry.
+    unsafe {
+        if (*mapping).port == external.port {
+            atomic_xadd::<i32, i32, { AtomicOrdering::Relaxed }>(&raw mut (*mapping).flows, by);
+            (*mapping).last_used = settings::jiffies() as u32;
+        }
+    }
+}
+
+/// True when a socket of the host would receive what the remote sends to the external endpoint.
+#[inline(never)]
+pub fn host_holds(ctx: &TcContext, protocol: Protocol, key: &FlowKey, external: Endpoint) -> bool {
+    let mut ipv4 = SockTuple4 {
+        saddr: key.destination.to_wire(),
+        daddr: external.address.to_wire(),
+        sport: key.destination_port.to_wire(),
+        dport: external.port.to_wire(),
+    };
+    // The helpers tell the members of the union apart by its size.
+    let (tuple, size) = ((&raw mut ipv4).cast::<SockTuple>(), size_of::<SockTuple4>() as u32);
+    let skb = ctx.skb.skb.cast();
+    // SAFETY: the pointers are valid for the calls; a socket that was found is released on the spot.
+    unsafe {
+        match protocol {
+            Protocol::Icmp => false,
+            Protocol::Tcp => {
+                let socket = bpf_skc_lookup_tcp(skb, tuple, size, THIS_NETNS, 0);
+                if socket.is_null() {
+                    return false;
+                }
+                bpf_sk_release(socket.cast());
+                true
+            }
+            Protocol::Udp => {
+                let socket = bpf_sk_lookup_udp(skb, tuple, size, THIS_NETNS, 0);
+                if socket.is_null() {
+                    return false;
+                }
+                bpf_sk_release(socket.cast());
+                true
+            }
+        }
+    }
+}
+
+#[inline(always)]
+fn range(settings: &Settings, protocol: Protocol, wanted: Port) -> PortRange {
+    PortRange::for_port(protocol, wanted.number(), PortRange::new(settings.pool_first, settings.pool_last))
+}
+
+/// True when guests may be given the port, and no socket of the host holds it towards this remote.
+#[inline(always)]
+fn is_free(ctx: &TcContext, range: PortRange, protocol: Protocol, key: &FlowKey, external: Endpoint) -> bool {
+    let port = external.port.number();
+    if !range.contains(port) {
+        return false;
+    }
+    if let Some((word, bit)) = pool_bit(protocol, port) {
+        let Some(bits) = PORT_POOL.get(word) else { return false };
+        if *bits & bit == 0 {
+            return false;
+        }
+    }
+    !host_holds(ctx, protocol, key, external)
+}
+
+/// Takes the external endpoint for the flow's sender, unless somebody has it.
+#[inline(always)]
+fn claim(key: &FlowKey, external: Endpoint) -> bool {
+    let owner = Mapping {
+        address: key.source,
+        port: key.source_port,
+        flags: 0,
+        flows: 0,
+        last_used: settings::jiffies() as u32,
+    };
+    MAPPING.insert(MappingKey::external(key.protocol, external), owner, u64::from(BPF_NOEXIST)).is_ok()
+}
+
+/// Binds the internal endpoint to what was claimed. Where another CPU was faster, its mapping stands and the claim
+/// is given back.
+#[inline(always)]
+fn bind(internal: &MappingKey, external: Endpoint) -> Result<Endpoint, Outcome> {
+    let mapping = Mapping {
+        address: external.address,
+        port: external.port,
+        flags: 0,
+        flows: 0,
+        last_used: settings::jiffies() as u32,
+    };
+    if MAPPING.insert(internal, mapping, u64::from(BPF_NOEXIST)).is_ok() {
+        return Ok(external);
+    }
+    let _ = MAPPING.remove(MappingKey::external(internal.protocol, external));
+    of(internal).ok_or(Outcome::PortsExhausted)
+}
+
+#[inline(always)]
+fn of(internal: &MappingKey) -> Option<Endpoint> {
+    // SAFETY: the map is preallocated: a mapping that is removed at this instant may show another's endpoint. The flow's
+    // uplink entry is NOEXIST, so the worst is a refused flow.
+    unsafe { MAPPING.get(internal) }.map(Mapping::other)
+}
+
+#[inline(always)]
+fn random() -> u32 {
+    // SAFETY: the helper takes nothing.
+    unsafe { bpf_get_prandom_u32() }
+}

@@ -1,0 +1,101 @@
+//! From a guest: the stages in the order a packet meets them.
+//!
+//! The hot path is: parse, one look-up, the change, the redirect. Everything that asks a second question (no session, a
+//! sender that does not match, a route that is due for a check) is in [`judge`].
+
+use aya_ebpf::programs::TcContext;
+use vmnat_common::{Outcome, bridge::BridgePort, flow::Side, session::Session};
+
+use crate::{
+    bridge, classify, lease,
+    maps::BRIDGE_PORT,
+    parse::{self, Frame, Packet},
+    rewrite, route, session, settings,
+};
+
+/// The program of a bridge's port.
+#[inline(always)]
+pub fn at_port(ctx: &TcContext) -> Result<Outcome, Outcome> {
+    if parse::frame(ctx)? == Frame::Arp {
+        lease::learn_from_arp(ctx, &port_of(ctx)?);
+        return Ok(Outcome::NotIpv4);
+    }
+    translate(ctx)
+}
+
+/// The program of a bridge. Replies to ARP that were addressed to the host alone are seen here too, but say nothing about
+/// the port.
+#[inline(always)]
+pub fn at_bridge(ctx: &TcContext) -> Result<Outcome, Outcome> {
+    if parse::frame(ctx)? == Frame::Arp {
+        return Ok(Outcome::NotIpv4);
+    }
+    translate(ctx)
+}
+
+#[inline(always)]
+fn translate(ctx: &TcContext) -> Result<Outcome, Outcome> {
+    let mut packet = Packet::unread();
+    parse::ipv4(ctx, Side::Guest, &mut packet)?;
+    let now = settings::jiffies();
+    let epoch = settings::get()?.epoch(now);
+    let found = if packet.tracked.is_ok() { session::find(&packet.key)? } else { None };
+    let session = match found {
+        Some(session) if session.epoch == epoch && session::is_senders(ctx, &packet, session) => session,
+        _ => {
+            judge(ctx, &packet)?;
+            session::find(&packet.key)?.ok_or(Outcome::StaleFlow)?
+        }
+    };
+    fits(&packet, session)?;
+    session::touch(session, &packet, now);
+    let change = rewrite::Change {
+        address: session.address,
+        port: session.port,
+        address_diff: session.address_diff,
+        port_diff: session.port_diff,
+    };
+    rewrite::source(ctx, &packet, change)?;
+    route::to_neighbour(session.out_if, session.next_hop);
+    Ok(Outcome::TranslatedOutbound)
+}
+
+/// Decides about a packet without a valid session; when it returns `Ok` there is one.
+#[inline(never)]
+fn judge(ctx: &TcContext, packet: &Packet) -> Result<(), Outcome> {
+    let port = port_of(ctx)?;
+    if packet.destination_mac != port.mac {
+        return Err(bridge::to_station(ctx, packet, &port).unwrap_or_else(|outcome| outcome));
+    }
+    let way = classify::way_out(ctx, packet, &port)?;
+    packet.tracked?;
+    if packet.ttl() <= 1 {
+        return Err(Outcome::TtlExpired);
+    }
+    lease::admit(ctx, packet, &port)?;
+    if let Some(session) = session::find(&packet.key)?
+        && session::renew(ctx, packet, session, &port, &way)?
+    {
+        return Ok(());
+    }
+    session::open(ctx, packet, &port, &way)
+}
+
+/// Whether the packet may take one more hop and fits the uplink. The kernel answers the guest where it can: before any
+/// FORWARD rule, with the guest's own packet quoted.
+#[inline(always)]
+fn fits(packet: &Packet, session: &Session) -> Result<(), Outcome> {
+    if packet.ttl() <= 1 {
+        return Err(Outcome::TtlExpired);
+    }
+    if packet.size > u32::from(session.mtu) {
+        return Err(if packet.must_not_fragment { Outcome::TooBig } else { Outcome::TooBigToFragment });
+    }
+    Ok(())
+}
+
+#[inline(always)]
+fn port_of(ctx: &TcContext) -> Result<BridgePort, Outcome> {
+    // SAFETY: user space replaces whole values of this small map.
+    unsafe { BRIDGE_PORT.get(parse::interface(ctx)) }.copied().ok_or(Outcome::Unmanaged)
+}

@@ -1,0 +1,161 @@
+//! The change itself: addresses, ports, hop count and checksums. The only file that writes packet bytes.
+//!
+//! All direct writes come before the first helper, which invalidates packet pointers. The transport checksum takes two
+//! calls: one for the port, and one with `BPF_F_PSEUDO_HDR` for the address. A single call for both is wrong while
+//! the checksum is partial, because then the field holds the pseudo-header's sum alone and must not learn the port.
+
+use aya_ebpf::{
+    bindings::{BPF_F_MARK_MANGLED_0, BPF_F_PSEUDO_HDR},
+    helpers::generated::bpf_l4_csum_replace,
+    programs::TcContext,
+};
+use vmnat_common::{
+    Address, Mac, Outcome, Port, checksum,
+    endpoint::Protocol,
+    wire::{ethernet, icmp, ipv4, tcp, udp},
+};
+
+use crate::parse::{L3, Packet, bounds};
+
+/// What replaces the near endpoint, and the differences that makes to checksums.
+#[derive(Clone, Copy)]
+pub struct Change {
+    /// The address.
+    pub address: Address,
+    /// The port or identifier.
+    pub port: Port,
+    /// Difference of the address.
+    pub address_diff: u16,
+    /// Difference of the port.
+    pub port_diff: u16,
+}
+
+/// Where the near endpoint stands in the headers.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum End {
+    Source,
+    Destination,
+}
+
+/// Replaces the source of a guest's packet, one hop further.
+#[inline(always)]
+pub fn source(ctx: &TcContext, packet: &Packet, change: Change) -> Result<(), Outcome> {
+    endpoint(ctx, packet, change, End::Source)
+}
+
+/// Replaces the destination of a packet for a guest, one hop further.
+#[inline(always)]
+pub fn destination(ctx: &TcContext, packet: &Packet, change: Change) -> Result<(), Outcome> {
+    endpoint(ctx, packet, change, End::Destination)
+}
+
+/// Writes both MACs of the frame.
+#[inline(always)]
+pub fn macs(ctx: &TcContext, destination: Mac, source: Mac) -> Result<(), Outcome> {
+    let (start, end) = bounds(ctx);
+    if start + L3 > end {
+        return Err(Outcome::RewriteFailed);
+    }
+    let ([a, b, c, d, e, f], [g, h, i, j, k, l]) = (destination.bytes(), source.bytes());
+    // SAFETY: the comparison above covers the Ethernet header.
+    unsafe {
+        store(start + ethernet::DESTINATION, u32::from_ne_bytes([a, b, c, d]));
+        store(start + ethernet::DESTINATION + 4, u32::from_ne_bytes([e, f, g, h]));
+        store(start + ethernet::SOURCE + 2, u32::from_ne_bytes([i, j, k, l]));
+    }
+    Ok(())
+}
+
+#[inline(always)]
+fn endpoint(ctx: &TcContext, packet: &Packet, change: Change, which: End) -> Result<(), Outcome> {
+    let (start, end) = bounds(ctx);
+    let l4 = start + packet.l4;
+    network(start, end, packet, change, which)?;
+    match packet.protocol() {
+        Some(Protocol::Tcp) => {
+            if l4 + tcp::LEN > end {
+                return Err(Outcome::RewriteFailed);
+            }
+            // SAFETY: the comparison above covers the ports.
+            unsafe { port(l4, change, which) };
+            transport_sum(ctx, packet.l4 + tcp::CHECKSUM, change, 0)
+        }
+        Some(Protocol::Udp) => {
+            if l4 + udp::LEN > end {
+                return Err(Outcome::RewriteFailed);
+            }
+            // SAFETY: the comparison above covers the ports.
+            unsafe { port(l4, change, which) };
+            transport_sum(ctx, packet.l4 + udp::CHECKSUM, change, u64::from(BPF_F_MARK_MANGLED_0))
+        }
+        Some(Protocol::Icmp) => {
+            if l4 + icmp::LEN > end {
+                return Err(Outcome::RewriteFailed);
+            }
+            // ICMP has no pseudo-header: identifier and checksum change together, and any sum over the packet stays.
+            // SAFETY: the comparison above covers the header.
+            unsafe {
+                let sum = (l4 + icmp::CHECKSUM) as *mut u16;
+                *sum = checksum::update(*sum, change.port_diff);
+                store(l4 + icmp::IDENTIFIER, change.port.to_wire());
+            }
+            Ok(())
+        }
+        None => Err(Outcome::RewriteFailed),
+    }
+}
+
+/// The IPv4 header: address, hop count, checksum.
+#[inline(always)]
+fn network(start: usize, end: usize, packet: &Packet, change: Change, which: End) -> Result<(), Outcome> {
+    if start + L3 + ipv4::LEN > end {
+        return Err(Outcome::RewriteFailed);
+    }
+    let l3 = start + L3;
+    let (ttl_protocol, hop_diff) = ipv4::one_hop_less(packet.ttl_protocol);
+    let diff = checksum::fold(u64::from(change.address_diff) + u64::from(hop_diff));
+    let field = if which == End::Source { ipv4::SOURCE } else { ipv4::DESTINATION };
+    // SAFETY: the comparison above covers the header without options, where all of these fields lie.
+    unsafe {
+        store(l3 + ipv4::TTL, ttl_protocol);
+        let sum = (l3 + ipv4::CHECKSUM) as *mut u16;
+        *sum = checksum::update(*sum, diff);
+        store(l3 + field, change.address.to_wire());
+    }
+    Ok(())
+}
+
+/// # Safety
+/// Four bytes at `l4` must have been compared with the packet's end.
+#[inline(always)]
+unsafe fn port(l4: usize, change: Change, which: End) {
+    let field = if which == End::Source { tcp::SOURCE } else { tcp::DESTINATION };
+    // SAFETY: the caller's.
+    unsafe { store(l4 + field, change.port.to_wire()) };
+}
+
+#[inline(always)]
+fn transport_sum(ctx: &TcContext, offset: usize, change: Change, flags: u64) -> Result<(), Outcome> {
+    let skb = ctx.skb.skb;
+    // SAFETY: the context is valid, and the helper checks the offset itself.
+    let failed = unsafe {
+        (change.port_diff != 0
+            && bpf_l4_csum_replace(skb, offset as u32, 0, u64::from(change.port_diff), flags) != 0)
+            || bpf_l4_csum_replace(
+                skb,
+                offset as u32,
+                0,
+                u64::from(change.address_diff),
+                flags | u64::from(BPF_F_PSEUDO_HDR),
+            ) != 0
+    };
+    if failed { Err(Outcome::RewriteFailed) } else { Ok(()) }
+}
+
+/// # Safety
+/// The bytes must lie inside the packet; the verifier refuses the program otherwise.
+#[inline(always)]
+unsafe fn store<T>(at: usize, value: T) {
+    // SAFETY: the caller's; for alignment see the head of `parse`.
+    unsafe { *(at as *mut T) = value };
+}

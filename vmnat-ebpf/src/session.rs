@@ -1,0 +1,359 @@
+//! Sessions: found, opened, checked again, removed.
+//!
+//! Opening inserts the uplink's entry first and then the guest's, both `NOEXIST`; the loser of a race takes back what it
+//! inserted. Removing deletes the guest's entry first, and who deleted it goes on to the uplink's. So whoever finds a
+//! guest's entry finds a session, and two guests never hold one uplink tuple.
+
+use core::ffi::c_void;
+
+use aya_ebpf::{bindings::BPF_NOEXIST, helpers::generated::bpf_loop, programs::TcContext};
+use vmnat_common::{
+    Address, Mac, Outcome, Port,
+    bridge::{BridgePort, BridgePortFlags},
+    checksum::{address_diff, port_diff},
+    endpoint::{Endpoint, Protocol},
+    flow::FlowKey,
+    session::{Flags, Session},
+    tcp_state,
+};
+
+use crate::{
+    bridge,
+    classify::Way,
+    lease, mapping,
+    maps::{DRAFT, FLOW},
+    parse::{self, Packet},
+    settings,
+};
+
+/// Attempts to find a port for one flow alone.
+const OVERLOAD_PROBES: u32 = 8;
+
+const EEXIST: i32 = -17;
+
+/// The session of a tuple.
+#[inline(always)]
+pub fn find(key: &FlowKey) -> Result<Option<&'static mut Session>, Outcome> {
+    let Some(session) = FLOW.get_ptr_mut(key) else { return Ok(None) };
+    // SAFETY: the kernel keeps a map's element readable and writable for the program's run. Preallocated elements are
+    // reused at once, so the tag says whether this is still the key's own; two CPUs on one direction may lose a
+    // count to each other, nothing more.
+    let session = unsafe { &mut *session };
+    if session.tag == key.tag() { Ok(Some(session)) } else { Err(Outcome::StaleFlow) }
+}
+
+/// True when the frame comes from the station and port that the session belongs to, and is addressed to the bridge.
+#[inline(always)]
+pub fn is_senders(ctx: &TcContext, packet: &Packet, session: &Session) -> bool {
+    session.in_if == parse::interface(ctx)
+        && session.source_mac == packet.source_mac
+        && session.destination_mac == packet.destination_mac
+}
+
+/// Notes a packet in its direction's entry.
+#[inline(always)]
+pub fn touch(session: &mut Session, packet: &Packet, now: u64) {
+    session.last_seen = now as u32;
+    session.packets = session.packets.wrapping_add(1);
+    session.bytes = session.bytes.wrapping_add(u64::from(packet.bytes));
+    if packet.key.protocol == Protocol::Tcp.number() {
+        session.tcp_seen = tcp_state::observe(session.tcp_seen, packet.tcp_flags);
+    }
+}
+
+/// Opens the session of a guest's packet.
+#[inline(always)]
+pub fn open(ctx: &TcContext, packet: &Packet, port: &BridgePort, way: &Way) -> Result<(), Outcome> {
+    let Some(protocol) = packet.protocol() else { return Err(Outcome::UnsupportedProtocol) };
+    may_open(protocol, packet)?;
+    if way.uplink.address.is_unspecified() {
+        return Err(Outcome::NoUplinkAddress);
+    }
+    let key = &packet.key;
+    let external = Endpoint::new(way.uplink.address, Port::new(0));
+    let mut opening = Opening {
+        ctx,
+        packet,
+        port,
+        way,
+        external,
+        flags: Flags::MAPPED,
+        result: Err(Outcome::PortsExhausted),
+    };
+    let mapped = match mapping::find_or_claim(ctx, key, protocol, &mut opening.external) {
+        Ok(()) => insert(&opening),
+        Err(reason) => Err(reason),
+    };
+    match mapped {
+        Ok(()) => {
+            mapping::count_flow(key.protocol, key.source_endpoint(), opening.external, 1);
+            Ok(())
+        }
+        // The mapping's endpoint is taken towards this remote, or the pool is full: a port for this flow alone.
+        Err(Outcome::FlowConflict | Outcome::PortsExhausted) => {
+            opening.flags = 0;
+            // SAFETY: the callback has the helper's signature and gets the very opening that is passed here, which
+            // outlives the call.
+            unsafe {
+                bpf_loop(
+                    OVERLOAD_PROBES,
+                    open_overloaded as *const () as *mut c_void,
+                    (&raw mut opening).cast(),
+                    0,
+                );
+            }
+            opening.result
+        }
+        Err(reason) => Err(reason),
+    }
+}
+
+/// One turn of the search for a port that this flow shares with others: zero goes on, one ends it.
+extern "C" fn open_overloaded(_attempt: u32, opening: *mut c_void) -> i64 {
+    // SAFETY: `open` passes its own opening, and nothing else refers to it during the loop.
+    let opening = unsafe { &mut *opening.cast::<Opening<'_>>() };
+    let Some(protocol) = opening.packet.protocol() else { return 1 };
+    if !mapping::offer_overloaded(opening.ctx, &opening.packet.key, protocol, &mut opening.external) {
+        return 0;
+    }
+    opening.result = insert(opening);
+    match opening.result {
+        Err(Outcome::FlowConflict) => 0,
+        _ => 1,
+    }
+}
+
+/// Checks a session against the present route and sender. True when it stands, with its way refreshed; false when it was
+/// removed, because its external address is no longer the way out or because a race left it without its other half.
+#[inline(never)]
+pub fn renew(
+    ctx: &TcContext,
+    packet: &Packet,
+    session: &mut Session,
+    port: &BridgePort,
+    way: &Way,
+) -> Result<bool, Outcome> {
+    let own_address = session.flags & (Flags::FORWARDED | Flags::IMPORTED) != 0;
+    let moved = session.out_if != way.out_if || (!own_address && session.address != way.uplink.address);
+    if moved && own_address {
+        return Err(Outcome::MovedRoute);
+    }
+    let back = find(&packet.key.reverse(session.rewritten()))?;
+    let (false, Some(back)) = (moved, back) else {
+        remove(&packet.key, session);
+        return Ok(false);
+    };
+    back.destination_mac = packet.source_mac;
+    (back.out_if, back.flags) = way_back(ctx, packet, port, back.flags);
+    session.next_hop = way.next_hop;
+    session.mtu = way.uplink.mtu;
+    session.in_if = parse::interface(ctx);
+    session.source_mac = packet.source_mac;
+    session.destination_mac = packet.destination_mac;
+    session.epoch = settings::get()?.epoch(settings::jiffies());
+    Ok(true)
+}
+
+/// Points an inbound session at where the guest's lease says that it lives.
+#[inline(always)]
+pub fn follow_lease(session: &mut Session, epoch: u16) {
+    session.epoch = epoch;
+    let Some(lease) = lease::of(session.address) else { return };
+    session.destination_mac = lease.mac;
+    if bridge::is_direct(lease.port) {
+        session.out_if = lease.port;
+        session.flags &= !Flags::VIA_NEIGHBOUR;
+    } else {
+        session.out_if = lease.bridge;
+        session.flags |= Flags::VIA_NEIGHBOUR;
+    }
+}
+
+/// Removes a session by its guest's key and value; true when this call did it.
+#[inline(always)]
+pub fn remove(guest: &FlowKey, session: &Session) -> bool {
+    let external = session.rewritten();
+    let mapped = session.has(Flags::MAPPED);
+    if FLOW.remove(guest).is_err() {
+        return false;
+    }
+    let reverse = guest.reverse(external);
+    if let Ok(Some(back)) = find(&reverse)
+        && back.rewritten() == guest.source_endpoint()
+    {
+        let _ = FLOW.remove(reverse);
+    }
+    if mapped {
+        mapping::count_flow(guest.protocol, guest.source_endpoint(), external, -1);
+    }
+    true
+}
+
+/// What a packet must be to open a session.
+#[inline(always)]
+pub fn may_open(protocol: Protocol, packet: &Packet) -> Result<(), Outcome> {
+    if protocol == Protocol::Tcp {
+        if tcp_state::is_nonsense(packet.tcp_flags) {
+            return Err(Outcome::BadTcpFlags);
+        }
+        if !tcp_state::may_open(packet.tcp_flags) {
+            return Err(Outcome::ResetWithoutFlow);
+        }
+    }
+    Ok(())
+}
+
+/// What both halves of a guest's session are made of.
+struct Opening<'a> {
+    ctx: &'a TcContext,
+    packet: &'a Packet,
+    port: &'a BridgePort,
+    way: &'a Way,
+    external: Endpoint,
+    flags: u8,
+    /// What the search for a shared port came to.
+    result: Result<(), Outcome>,
+}
+
+/// Inserts both halves of a guest's session.
+#[inline(never)]
+fn insert(opening: &Opening<'_>) -> Result<(), Outcome> {
+    let (key, external) = (&opening.packet.key, opening.external);
+    let reverse = key.reverse(external);
+    let draft = draft()?;
+    write_inbound(draft, opening, &reverse);
+    let inserted = match FLOW.insert(reverse, &*draft, u64::from(BPF_NOEXIST)) {
+        Ok(()) => true,
+        // Its own uplink entry, from another CPU's race or a removal in progress, serves as well.
+        Err(EEXIST) if rewritten(&reverse) == Some(key.source_endpoint()) => false,
+        Err(error) => return Err(refusal(error)),
+    };
+    write_outbound(draft, opening);
+    let Err(error) = FLOW.insert(key, &*draft, u64::from(BPF_NOEXIST)) else {
+        return Ok(());
+    };
+    // When another CPU opened this flow, ours gives way, unless both chose the same endpoint.
+    if inserted && !(error == EEXIST && rewritten(key) == Some(external)) {
+        let _ = FLOW.remove(reverse);
+    }
+    if error == EEXIST { Ok(()) } else { Err(Outcome::FlowTableFull) }
+}
+
+/// This CPU's place to write an entry before it is inserted: two of them would fill half of the stack.
+#[inline(always)]
+fn draft() -> Result<&'static mut Session, Outcome> {
+    let draft = DRAFT.get_ptr_mut(0).ok_or(Outcome::FlowTableFull)?;
+    // SAFETY: the slot is this CPU's own, and no other program of this CPU runs while this one does.
+    Ok(unsafe { &mut *draft })
+}
+
+/// Writes the part of a session that both directions share. In place: built as a value it would be copied on the stack.
+#[inline(always)]
+fn write_half(half: &mut Session, key: &FlowKey, near: Endpoint, new: Endpoint, flags: u8) {
+    let now = settings::jiffies();
+    half.address = new.address;
+    half.port = new.port;
+    half.tcp_seen = 0;
+    half.flags = flags;
+    half.next_hop = Address::UNSPECIFIED;
+    half.address_diff = address_diff(near.address, new.address);
+    half.port_diff = port_diff(near.port, new.port);
+    half.epoch = settings::get().map_or(0, |settings| settings.epoch(now));
+    half.last_seen = now as u32;
+    half.tag = key.tag();
+    half.packets = 0;
+    half.bytes = 0;
+}
+
+#[inline(always)]
+fn write_outbound(half: &mut Session, opening: &Opening<'_>) {
+    let Opening { ctx, packet, port: _, way, external, flags, result: _ } = *opening;
+    write_half(half, &packet.key, packet.key.source_endpoint(), external, flags);
+    half.out_if = way.out_if;
+    half.in_if = parse::interface(ctx);
+    half.next_hop = way.next_hop;
+    half.destination_mac = packet.destination_mac;
+    half.source_mac = packet.source_mac;
+    half.mtu = way.uplink.mtu;
+}
+
+#[inline(always)]
+fn write_inbound(half: &mut Session, opening: &Opening<'_>, reverse: &FlowKey) {
+    let Opening { ctx, packet, port, way, external, flags, result: _ } = *opening;
+    let (out_if, flags) = way_back(ctx, packet, port, flags);
+    write_half(half, reverse, external, packet.key.source_endpoint(), flags);
+    half.out_if = out_if;
+    half.in_if = way.out_if;
+    half.destination_mac = packet.source_mac;
+    half.source_mac = packet.destination_mac;
+    half.mtu = port.mtu;
+}
+
+/// Inserts both halves of a session that comes in through a port forward.
+///
+/// The guest's port and MAC are the lease's. Where it has none, the bridge's neighbour table delivers; the first answer
+/// then does not match its entry, is checked against what its sender has said of itself, and completes it.
+#[inline(never)]
+pub fn insert_forwarded(
+    ctx: &TcContext,
+    key: &FlowKey,
+    target: &Endpoint,
+    bridge: &BridgePort,
+    way: &Way,
+) -> Result<(), Outcome> {
+    let external = key.destination_endpoint();
+    let half = draft()?;
+    write_half(half, key, external, *target, Flags::FORWARDED | Flags::VIA_NEIGHBOUR);
+    half.out_if = bridge.bridge;
+    half.in_if = parse::interface(ctx);
+    half.destination_mac = Mac::ZERO;
+    half.source_mac = bridge.mac;
+    half.mtu = bridge.mtu;
+    let epoch = half.epoch;
+    follow_lease(half, epoch);
+    FLOW.insert(key, &*half, u64::from(BPF_NOEXIST)).map_err(refusal)?;
+    let guest = key.reverse(*target);
+    let (port, station) =
+        (if half.has(Flags::VIA_NEIGHBOUR) { 0 } else { half.out_if }, half.destination_mac);
+    write_half(half, &guest, *target, external, Flags::FORWARDED);
+    half.out_if = way.out_if;
+    half.in_if = port;
+    half.next_hop = way.next_hop;
+    half.destination_mac = bridge.mac;
+    half.source_mac = station;
+    half.mtu = way.uplink.mtu;
+    let Err(error) = FLOW.insert(guest, &*half, u64::from(BPF_NOEXIST)) else { return Ok(()) };
+    let _ = FLOW.remove(key);
+    Err(refusal(error))
+}
+
+/// Where replies to this packet's sender go, and the flags that say so: its port where frames may be sent straight to
+/// it, else the bridge.
+#[inline(always)]
+fn way_back(ctx: &TcContext, packet: &Packet, port: &BridgePort, flags: u8) -> (u32, u8) {
+    let direct = if port.flags & BridgePortFlags::IS_BRIDGE == 0 {
+        if port.flags & BridgePortFlags::DIRECT == 0 { 0 } else { parse::interface(ctx) }
+    } else {
+        match lease::of(packet.key.source) {
+            Some(lease) if lease.mac == packet.source_mac && bridge::is_direct(lease.port) => lease.port,
+            _ => 0,
+        }
+    };
+    if direct == 0 {
+        (port.bridge, flags | Flags::VIA_NEIGHBOUR)
+    } else {
+        (direct, flags & !Flags::VIA_NEIGHBOUR)
+    }
+}
+
+/// What the flow's packets become, where it exists.
+#[inline(always)]
+fn rewritten(key: &FlowKey) -> Option<Endpoint> {
+    find(key).ok().flatten().map(|session| session.rewritten())
+}
+
+/// Why the kernel refused an insertion: the key exists, or (`-E2BIG`, `-ENOMEM`, `-EBUSY`) there is no room.
+#[inline(always)]
+const fn refusal(error: i32) -> Outcome {
+    if error == EEXIST { Outcome::FlowConflict } else { Outcome::FlowTableFull }
+}

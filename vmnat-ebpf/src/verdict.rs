@@ -1,0 +1,70 @@
+//! The end of a packet's visit: counts its outcome and turns it into the kernel's return code.
+//!
+//! Only this file knows return codes. What is not vmnat's is passed with -1, which lets the next program of the
+//! hook look at it (`TCX_NEXT`, and `TC_ACT_UNSPEC` for clsact); 0 would hide it from them.
+
+use aya_ebpf::{
+    bindings::{TC_ACT_REDIRECT, TC_ACT_SHOT, TC_ACT_UNSPEC},
+    programs::TcContext,
+};
+use aya_log_ebpf::debug;
+use vmnat_common::{Outcome, outcome::Kind};
+
+use crate::{maps::OUTCOMES, parse};
+
+/// Lets the kernel go on with the packet.
+pub const PASS: i32 = TC_ACT_UNSPEC;
+
+/// Written to `tc_index` of what a port's hook passes, so that the bridge's hook does not count it again.
+/// The field survives the bridge (measured on 6.18). A container's owner could forge it on its way to a port
+/// without a hook, and would gain nothing: the guard drops whatever would leave untranslated.
+const JUDGED: u32 = 0x564d;
+
+/// Counts the outcome and returns the kernel's code.
+#[inline(always)]
+pub fn settle(ctx: &TcContext, result: Result<Outcome, Outcome>) -> i32 {
+    let (Ok(outcome) | Err(outcome)) = result;
+    count(outcome);
+    match outcome.kind() {
+        // A stage that forwards has called a redirect helper, which leaves the target with this CPU.
+        Kind::Forwarded => TC_ACT_REDIRECT,
+        Kind::Passed => PASS,
+        Kind::Dropped => {
+            log(ctx, outcome);
+            TC_ACT_SHOT
+        }
+    }
+}
+
+/// Counts the outcome of a port's hook, and marks what it passes so that the bridge's hook leaves it alone.
+#[inline(always)]
+pub fn settle_at_port(ctx: &TcContext, result: Result<Outcome, Outcome>) -> i32 {
+    let code = settle(ctx, result);
+    if code == PASS {
+        // SAFETY: the context is valid for the program's run, and the kernel lets tc programs write `tc_index`.
+        unsafe { core::ptr::write_volatile(&raw mut (*ctx.skb.skb).tc_index, JUDGED) };
+    }
+    code
+}
+
+/// True when the port's hook has passed this packet already.
+#[inline(always)]
+pub fn was_judged(ctx: &TcContext) -> bool {
+    // SAFETY: the context is valid for the program's run.
+    unsafe { core::ptr::read_volatile(&raw const (*ctx.skb.skb).tc_index) == JUDGED }
+}
+
+#[inline(always)]
+fn count(outcome: Outcome) {
+    if let Some(counter) = OUTCOMES.get_ptr_mut(outcome.index()) {
+        // SAFETY: the slot is this CPU's own, and programs of one CPU do not interrupt each other here.
+        unsafe { *counter = (*counter).wrapping_add(1) };
+    }
+}
+
+/// Tells the log of a drop. The loader fixes the level before it loads; while it is off, as it is by default, the verifier
+/// removes the body.
+#[inline(never)]
+fn log(ctx: &TcContext, outcome: Outcome) {
+    debug!(ctx, "dropped: outcome {} at interface {}", outcome.index(), parse::interface(ctx));
+}
