@@ -1,0 +1,83 @@
+//! `vmnat leases`: where each guest's address lives.
+
+use std::net::Ipv4Addr;
+
+use anyhow::Result;
+use serde::Serialize;
+
+use super::print;
+use crate::{
+    leases::{self, LeaseRow},
+    paths::Instance,
+    report::{self, Column},
+    tables::Tables,
+};
+
+/// Show where each guest's address lives, as learned from traffic and the neighbour table
+#[derive(Clone, Debug, clap::Args)]
+pub struct Args {
+    /// Print JSON
+    #[arg(long)]
+    json: bool,
+}
+
+/// A lease in JSON.
+#[derive(Serialize)]
+struct Row<'a> {
+    address: Ipv4Addr,
+    mac: String,
+    port: Option<&'a str>,
+    bridge: &'a str,
+    source: &'a str,
+    age_seconds: u64,
+}
+
+/// Runs the command.
+///
+/// # Errors
+/// When the instance does not run, or the kernel refuses.
+pub fn run(instance: &Instance, args: &Args) -> Result<()> {
+    let Args { json } = args;
+    let leases = leases::list(&Tables::open(instance)?)?;
+    if *json {
+        let rows: Vec<_> = leases.iter().map(row).collect();
+        print::line(&report::json("leases", &rows)?)
+    } else if leases.is_empty() {
+        print::line("no leases")
+    } else {
+        print::text(&report::table(&COLUMNS, leases.iter().map(cells)))
+    }
+}
+
+fn row(lease: &LeaseRow) -> Row<'_> {
+    let LeaseRow { address, mac, port, bridge, source, age_seconds } = lease;
+    Row {
+        address: *address,
+        mac: mac.to_string(),
+        port: port.as_deref(),
+        bridge,
+        source,
+        age_seconds: *age_seconds,
+    }
+}
+
+const COLUMNS: [Column; 6] = [
+    Column::Text("ADDRESS"),
+    Column::Text("MAC"),
+    Column::Text("PORT"),
+    Column::Text("BRIDGE"),
+    Column::Text("LEARNED FROM"),
+    Column::Number("SEEN"),
+];
+
+fn cells(lease: &LeaseRow) -> [String; 6] {
+    let LeaseRow { address, mac, port, bridge, source, age_seconds } = lease;
+    [
+        address.to_string(),
+        mac.to_string(),
+        port.clone().unwrap_or_else(|| "unknown".to_owned()),
+        bridge.clone(),
+        (*source).to_owned(),
+        format!("{} ago", report::span(*age_seconds)),
+    ]
+}
