@@ -27,15 +27,7 @@ pub fn run(args: &Args) -> Result<()> {
 
 /// Builds `vmnat` and the binaries of the tests' package as they are measured and shown.
 pub fn build_lab() -> Result<()> {
-    command::run(&mut cargo([
-        "build",
-        "--release",
-        "--package",
-        "vmnat-user",
-        "--package",
-        project::TESTS,
-        "--bins",
-    ]))
+    command::run(cargo(["build", "--bins"]).args(project::LAB))
 }
 
 /// Replaces this process with a binary of the tests' package.

@@ -1,49 +1,28 @@
 //! `docs`: pages that are generated from the code, so that they cannot disagree with it.
+//!
+//! Each has a unit test that compares it with the code, and writes it when the variable below is set.
 
-use std::fs;
-
-use anyhow::{Context as _, Result, ensure};
+use anyhow::Result;
 use clap::Parser;
 
 use crate::{
     command::{self, cargo},
-    project,
+    setup,
 };
 
-/// Writes the generated pages under docs/; `check` compares them
+/// Writes the generated pages under docs/; the unit tests compare them
 #[derive(Parser)]
 pub struct Args {}
 
-/// A generated page: its path, and the arguments of `vmnat` that print it.
-struct Page {
-    path: &'static str,
-    vmnat_args: &'static [&'static str],
-}
+/// Tells those tests to write.
+const VARIABLE: &str = "VMNAT_WRITE_DOCS";
 
-const PAGES: [Page; 1] = [Page { path: "docs/counters.md", vmnat_args: &["docs", "counters"] }];
+/// The tests that stand for a page.
+const TESTS: [&str; 1] = ["the_page_of_counters_is_up_to_date"];
 
 /// Writes every page.
 pub fn run(_args: &Args) -> Result<()> {
-    for page in PAGES {
-        let path = project::root().join(page.path);
-        fs::write(&path, page.text()?).with_context(|| format!("cannot write {}", path.display()))?;
-        println!("wrote {}", page.path);
-    }
-    Ok(())
-}
-
-/// Fails when a page is not what the code says.
-pub fn check() -> Result<()> {
-    for page in PAGES {
-        let there = fs::read_to_string(project::root().join(page.path)).unwrap_or_default();
-        ensure!(there == page.text()?, "{} is out of date: run ./dev docs and commit it", page.path);
-    }
-    Ok(())
-}
-
-impl Page {
-    fn text(&self) -> Result<String> {
-        let mut vmnat = cargo(["run", "--quiet", "--package", "vmnat-user", "--bin", "vmnat", "--"]);
-        command::output(vmnat.args(self.vmnat_args))
-    }
+    setup::ensure(setup::Scope::Build)?;
+    let mut test = cargo(["test", "--quiet", "--package", "vmnat-user", "--lib", "--"]);
+    command::run(test.args(TESTS).env(VARIABLE, "1"))
 }

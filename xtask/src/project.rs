@@ -8,6 +8,10 @@ use std::{
 /// The package of the tests, the demo and the benchmarks.
 pub const TESTS: &str = "vmnat-tests";
 
+/// What is built for the lab, and how. Always the same packages together: another selection would give their
+/// dependencies other features, and cargo would build those twice.
+pub const LAB: [&str; 5] = ["--release", "--package", "vmnat-user", "--package", TESTS];
+
 /// The workspace's root.
 pub fn root() -> &'static Path {
     let here = Path::new(env!("CARGO_MANIFEST_DIR"));
