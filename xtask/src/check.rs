@@ -1,8 +1,6 @@
 //! `check`: format, lints of both halves, rustdoc. Nothing here needs root. That generated pages are up to date is a
 //! unit test.
 
-use std::process::Command;
-
 use anyhow::{Result, ensure};
 use clap::Parser;
 
@@ -59,12 +57,9 @@ fn clippy_host() -> Result<()> {
 fn clippy_bpf() -> Result<()> {
     let args = "clippy --quiet --package vmnat-ebpf --bin vmnat-dataplane --release --target bpfel-unknown-none -Z \
                 build-std=core -- -D warnings";
-    command::run(bpf_environment(&mut cargo(args.split_whitespace())))
-}
-
-fn bpf_environment(command: &mut Command) -> &mut Command {
-    let flags = ["--cfg=bpf_target_arch=\"x86_64\"", "-Cdebuginfo=2", "-Clink-arg=--btf"].join("\u{1f}");
-    command.env("RUSTC_BOOTSTRAP", "1").env("CARGO_ENCODED_RUSTFLAGS", flags)
+    let flags = r#"--cfg=bpf_target_arch="x86_64""#;
+    let mut clippy = cargo(args.split_whitespace());
+    command::run(clippy.env("RUSTC_BOOTSTRAP", "1").env("CARGO_ENCODED_RUSTFLAGS", flags))
 }
 
 fn rustdoc() -> Result<()> {

@@ -9,7 +9,7 @@ use clap::Parser;
 
 use crate::{
     command::{self, cargo},
-    setup,
+    project, setup,
 };
 
 /// Builds the BPF object; prints its path, its size and each program's instructions
@@ -25,19 +25,19 @@ pub fn run(_args: &Args) -> Result<()> {
     let path = build()?;
     let bytes = fs::read(&path).with_context(|| format!("cannot read {}", path.display()))?;
     println!("{}\n{} bytes", path.display(), bytes.len());
-    println!("\n{:<24} {:<20} instructions", "function", "section");
+    println!("\n{:>12}  {:<12} function", "instructions", "section");
     let functions = elf::functions(&bytes).with_context(|| format!("{} is no ELF object", path.display()))?;
     for elf::Function { name, section, instructions } in functions {
-        println!("{name:<24} {section:<20} {instructions:>12}");
+        println!("{instructions:>12}  {section:<12} {:#}", rustc_demangle::demangle(&name));
     }
     Ok(())
 }
 
 /// Builds the user half, whose build script builds the object; cargo says where that script's output lies.
 fn build() -> Result<PathBuf> {
-    let args = ["build", "--release", "--package", "vmnat-user", "--lib", "--message-format", "json"];
+    let mut build = cargo(["build", "--lib", "--message-format", "json-render-diagnostics"]);
     let mut out_dir = None;
-    command::run_lines(&mut cargo(args), |line| {
+    command::run_lines(build.args(project::LAB), |line| {
         if line.contains(r#""reason":"build-script-executed""#) && line.contains("/vmnat-user#") {
             out_dir = line
                 .split_once(r#""out_dir":""#)
