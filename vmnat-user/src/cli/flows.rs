@@ -244,6 +244,7 @@ fn protocol(text: &str) -> Result<Protocol, String> {
 #[cfg(test)]
 mod tests {
     use clap::Parser;
+    use vmnat_common::{Address, Port};
 
     use super::*;
 
@@ -287,5 +288,51 @@ mod tests {
             assert_eq!(Filter::from(&args.filter).is_empty() == args.all, fits, "{words}");
         }
         assert!(parse("--json rm --all").is_err());
+    }
+
+    fn echo() -> Flow {
+        let endpoint = |octets, port| Endpoint::new(Address::new(octets), Port::new(port));
+        Flow {
+            protocol: 1,
+            guest: endpoint([192, 168, 122, 10], 4660),
+            external: endpoint([198, 51, 100, 2], 4661),
+            remote: endpoint([203, 0, 113, 9], 8),
+            stage: "replied",
+            idle_seconds: 65,
+            outbound: Traffic { packets: 2, bytes: 168 },
+            inbound: Traffic { packets: 1, bytes: 84 },
+            out_if: 3,
+            forwarded: false,
+            imported: true,
+        }
+    }
+
+    #[test]
+    fn json_keeps_its_shape() {
+        let row = Row::new(&echo(), "enp3s0");
+        let expected = concat!(
+            r#"{"protocol":"icmp","guest":{"address":"192.168.122.10","port":4660},"#,
+            r#""external":{"address":"198.51.100.2","port":4661},"remote":{"address":"203.0.113.9","port":8},"#,
+            r#""stage":"replied","idle_seconds":65,"outbound":{"packets":2,"bytes":168},"#,
+            r#""inbound":{"packets":1,"bytes":84},"interface":"enp3s0","forwarded":false,"imported":true}"#,
+        );
+        assert_eq!(serde_json::to_string(&row).unwrap(), expected);
+    }
+
+    #[test]
+    fn a_row_reads_well() {
+        let expected = [
+            "icmp",
+            "192.168.122.10:4660",
+            "198.51.100.2:4661",
+            "203.0.113.9",
+            "replied",
+            "1 min 5 s",
+            "2 (168 B)",
+            "1 (84 B)",
+            "enp3s0",
+            "conntrack",
+        ];
+        assert_eq!(cells(&echo(), "enp3s0"), expected);
     }
 }

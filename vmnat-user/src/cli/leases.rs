@@ -81,3 +81,29 @@ fn cells(lease: &LeaseRow) -> [String; 6] {
         format!("{} ago", report::span(*age_seconds)),
     ]
 }
+
+#[cfg(test)]
+mod tests {
+    use vmnat_common::Mac;
+
+    use super::*;
+
+    #[test]
+    fn a_lease_whose_port_is_unknown_says_so() {
+        let lease = LeaseRow {
+            address: [192, 168, 122, 10].into(),
+            mac: Mac::new([0x52, 0x54, 0, 1, 2, 3]),
+            port: None,
+            bridge: "virbr0".into(),
+            source: "neighbour",
+            age_seconds: 61,
+        };
+        let expected = concat!(
+            r#"{"address":"192.168.122.10","mac":"52:54:00:01:02:03","port":null,"bridge":"virbr0","#,
+            r#""source":"neighbour","age_seconds":61}"#,
+        );
+        assert_eq!(serde_json::to_string(&row(&lease)).unwrap(), expected);
+        let cells = cells(&lease);
+        assert_eq!((cells[2].as_str(), cells[5].as_str()), ("unknown", "1 min 1 s ago"));
+    }
+}
