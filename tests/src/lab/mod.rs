@@ -218,7 +218,7 @@ impl Lab {
         for address in [SERVER, RESOLVER, STRANGER] {
             self.services.push(Service::udp_echo(world, &format!("{address}:{ECHO}"))?);
         }
-        self.services.push(Service::udp_echo(world, &format!("{RESOLVER}:53"))?);
+        self.services.push(Service::names(world, &format!("{RESOLVER}:53"))?);
         watch::watch_invalid(world)
     }
 
@@ -286,6 +286,11 @@ impl Lab {
         self.log.assert_calm()?;
         self.is_sound = true;
         Ok(())
+    }
+
+    /// Says that whoever uses the lab reports for itself, so that its end is no occasion for a dump.
+    pub fn keep_quiet(&mut self) {
+        self.is_sound = true;
     }
 
     /// Asserts that the host's own TCP, UDP and ping work beside the guests'.
@@ -416,21 +421,29 @@ fn raise_descriptor_limit() {
 /// Ends agents and servers that a killed test has left running: they carry its mark, and it is no more.
 fn end_leftovers() {
     static ONCE: Once = Once::new();
-    ONCE.call_once(|| {
-        for entry in fs::read_dir("/proc").into_iter().flatten().flatten() {
-            let Some(process) = entry.file_name().to_str().and_then(|name| name.parse::<i32>().ok()) else {
-                continue;
-            };
-            let environment = fs::read(entry.path().join("environ")).unwrap_or_default();
-            let mut variables = environment.split(|&byte| byte == 0);
-            let owner = variables.find_map(|variable| {
-                std::str::from_utf8(variable).ok()?.strip_prefix(MARK)?.strip_prefix('=')?.parse::<i32>().ok()
-            });
-            if owner.is_some_and(|owner| !Path::new(&format!("/proc/{owner}")).exists()) {
-                kill(Pid::from_raw(process), Signal::SIGKILL).ok();
-            }
+    ONCE.call_once(|| end_marked(|owner| !Path::new(&format!("/proc/{owner}")).exists()));
+}
+
+/// Ends every process that a lab of this test or demo has started, agents too.
+pub fn end_own_processes() {
+    let own = std::process::id();
+    end_marked(|owner| u32::try_from(owner) == Ok(own));
+}
+
+fn end_marked(is_due: impl Fn(i32) -> bool) {
+    for entry in fs::read_dir("/proc").into_iter().flatten().flatten() {
+        let Some(process) = entry.file_name().to_str().and_then(|name| name.parse::<i32>().ok()) else {
+            continue;
+        };
+        let environment = fs::read(entry.path().join("environ")).unwrap_or_default();
+        let mut variables = environment.split(|&byte| byte == 0);
+        let owner = variables.find_map(|variable| {
+            std::str::from_utf8(variable).ok()?.strip_prefix(MARK)?.strip_prefix('=')?.parse::<i32>().ok()
+        });
+        if owner.is_some_and(&is_due) {
+            kill(Pid::from_raw(process), Signal::SIGKILL).ok();
         }
-    });
+    }
 }
 
 /// A mount namespace of this thread, and of all threads and processes that it starts, with a bpffs and a `/run` of

@@ -2,7 +2,7 @@
 
 use std::{
     io::{self, BufRead, BufReader, Read, Write},
-    net::{SocketAddr, TcpListener, TcpStream, UdpSocket},
+    net::{IpAddr, SocketAddr, TcpListener, TcpStream, UdpSocket},
     os::fd::{AsRawFd, OwnedFd},
     sync::{
         Arc,
@@ -89,6 +89,25 @@ impl Service {
     ///
     /// When the address is taken or not the namespace's.
     pub fn udp_echo(namespace: &Namespace, at: &str) -> Result<Self> {
+        Self::udp(namespace, at, |caller, datagram| {
+            Some([caller.to_string().as_bytes(), b" ", datagram].concat())
+        })
+    }
+
+    /// A name server: whatever is asked for, the answer is the caller's address.
+    ///
+    /// # Errors
+    ///
+    /// When the address is taken or not the namespace's.
+    pub fn names(namespace: &Namespace, at: &str) -> Result<Self> {
+        Self::udp(namespace, at, name_answer)
+    }
+
+    fn udp(
+        namespace: &Namespace,
+        at: &str,
+        answer: fn(SocketAddr, &[u8]) -> Option<Vec<u8>>,
+    ) -> Result<Self> {
         let socket = namespace
             .run(|| UdpSocket::bind(at))
             .with_context(|| format!("UDP server at {at} in {}", namespace.name()))?;
@@ -99,13 +118,29 @@ impl Service {
             while !stop.load(Ordering::Relaxed) {
                 // An ICMP error of an earlier answer surfaces here and is no reason to end.
                 let Ok((length, caller)) = socket.recv_from(&mut datagram) else { continue };
-                let mut answer = format!("{caller} ").into_bytes();
-                answer.extend(datagram.iter().take(length));
-                socket.send_to(&answer, caller).ok();
+                if let Some(answer) = answer(caller, datagram.get(..length).unwrap_or_default()) {
+                    socket.send_to(&answer, caller).ok();
+                }
             }
         });
         Ok(service)
     }
+}
+
+/// One A record with the caller's address (RFC 1035 section 4), for a query with one question.
+fn name_answer(caller: SocketAddr, query: &[u8]) -> Option<Vec<u8>> {
+    let IpAddr::V4(address) = caller.ip() else { return None };
+    let (head, question) = query.split_at_checked(12)?;
+    let name_end = question.iter().position(|&byte| byte == 0)?;
+    let question = question.get(..name_end + 5)?;
+    let mut answer = head.get(..2)?.to_vec();
+    // Response, recursion desired and available; one question, one answer.
+    answer.extend([0x81, 0x80, 0, 1, 0, 1, 0, 0, 0, 0]);
+    answer.extend(question);
+    // The name is a pointer to the question's; type A, class IN, one minute, four bytes.
+    answer.extend([0xc0, 12, 0, 1, 0, 1, 0, 0, 0, 60, 0, 4]);
+    answer.extend(address.octets());
+    Some(answer)
 }
 
 fn echo(mut stream: TcpStream, caller: SocketAddr) -> io::Result<()> {

@@ -37,8 +37,8 @@ impl Hook {
     }
 }
 
-/// The instance that every lab uses; labs do not see each other's.
-pub const INSTANCE: &str = "lab";
+/// Every lab uses the instance that vmnat takes when none is named; labs do not see each other's.
+pub const INSTANCE: &str = "default";
 
 /// Finds the program that was built beside the running one.
 ///
@@ -70,7 +70,7 @@ impl Lab {
     pub fn vmnat(&self, arguments: &[&str]) -> Result<Output> {
         let program = program()?;
         let program = program.to_str().context("a path that is no text")?;
-        let command = [&[program, "--instance", INSTANCE], arguments].concat();
+        let command = [&[program], arguments].concat();
         self.host.output(&command, "")
     }
 

@@ -1,4 +1,6 @@
 //! What a guest or a stranger forges arrives nowhere.
+//!
+//! Raw frames pass the sender's own connection tracking unseen, so what it says of the answers means nothing here.
 
 use std::time::Duration;
 
@@ -25,8 +27,9 @@ on_both_hooks!(
 const MARK: &[u8] = b"marked by the test";
 const A_WHILE: Duration = Duration::from_millis(250);
 
+/// An ICMP error that quotes the mark is an answer to it, and no arrival.
 fn is_marked(packet: &Ipv4) -> bool {
-    packet.body.windows(MARK.len()).any(|bytes| bytes == MARK)
+    !matches!(packet.icmp(), Some((3 | 11, _))) && packet.body.windows(MARK.len()).any(|bytes| bytes == MARK)
 }
 
 fn assert_none_marked(at: &Tap, what: &str) -> Result<()> {
@@ -51,7 +54,7 @@ fn a_tagged_frame_never_leaves(hook: Hook) -> Result<()> {
     guest.send(&tagged(5))?;
     assert_none_marked(&router, "a tagged frame on a live flow")?;
     ensure!(lab.counter("vlan_tagged")? >= 2, "vlan_tagged has not moved");
-    lab.assert_invariants()
+    lab.assert_sound_but_for_invalid_packets()
 }
 
 /// 1. guest 1 has a UDP flow; 2. guest 2 sends on the same tuple with guest 1's address, with its own MAC and with
@@ -73,7 +76,7 @@ fn a_sibling_cannot_ride_on_anothers_flow(hook: Hook) -> Result<()> {
     assert_none_marked(&router, "a sibling's frame with guest 1's address")?;
     // The bridge has learned guest 1's MAC at the wrong port; any frame of guest 1 puts that right.
     ensure!(asker.ask(SERVER_ECHO)? == seen_as, "guest 1 has moved");
-    lab.assert_invariants()
+    lab.assert_sound_but_for_invalid_packets()
 }
 
 /// Guest 1 forges eight sources of every kind; nothing marked arrives at the router, not even as the external address.
@@ -92,7 +95,7 @@ fn a_forged_source_never_leaves(hook: Hook) -> Result<()> {
         assert_none_marked(&router, forged)?;
     }
     client::ask(lab.guest(1)?, SERVER_ECHO)?;
-    lab.assert_invariants()
+    lab.assert_sound_but_for_invalid_packets()
 }
 
 /// With forwarding open in the kernel, the first-hop router sends to guest 1's own address: on no flow, on a live flow's
@@ -109,7 +112,7 @@ fn the_world_cannot_address_a_guest_directly(hook: Hook) -> Result<()> {
     router.send(&Packet::echo(ends, 1, 1, MARK).bytes())?;
     assert_none_marked(&guest, "a packet to the guest's own address")?;
     asker.ask(SERVER_ECHO)?;
-    lab.assert_invariants()
+    lab.assert_sound_but_for_invalid_packets()
 }
 
 /// At a live mapping's external port, with sources of a guest, the gateway, the host itself and loopback.
@@ -128,7 +131,7 @@ fn a_forged_private_source_from_outside_reaches_nobody(hook: Hook) -> Result<()>
         }
     }
     ensure!(asker.ask(SERVER_ECHO)?.port() == external, "guest 1 has moved");
-    lab.assert_invariants()
+    lab.assert_sound_but_for_invalid_packets()
 }
 
 /// A stranger, and the server from another port, send to a live mapping's external port: filtering depends on address
@@ -147,7 +150,7 @@ fn an_unsolicited_packet_reaches_no_guest(hook: Hook) -> Result<()> {
     let solicited = guest.expect("marked datagram", Duration::from_secs(2), is_marked)?;
     ensure!(solicited.ports() == Some((7000, 31_500)), "it arrived at {:?}", solicited.ports());
     ensure!(solicited.header_is_sound && solicited.body_is_sound, "damaged: {solicited:?}");
-    lab.assert_invariants()
+    lab.assert_sound_but_for_invalid_packets()
 }
 
 /// Null, xmas, SYN+FIN, SYN+RST, FIN alone, on no flow and on a live one: none leaves, the conversation goes on.
@@ -167,7 +170,7 @@ fn nonsense_flags_never_leave(hook: Hook) -> Result<()> {
     });
     ensure!(left.is_empty(), "{} left, the first of them {:?}", left.len(), left.first());
     conversation.exchange(10_000)?;
-    lab.assert_invariants()
+    lab.assert_sound_but_for_invalid_packets()
 }
 
 /// The host listens on 7,000 and talks from 7,100: a guest that sends from these ports gets others.

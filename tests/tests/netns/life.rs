@@ -88,9 +88,9 @@ fn down_spares_what_an_operator_attached(hook: Hook) -> Result<()> {
     let mut lab = Lab::new()?;
     for interface in ["enp3s0", "vnet1"] {
         lab.host.exec(&["tc", "qdisc", "add", "dev", interface, "clsact"])?;
-        let filter = "protocol ip prio 77 u32 match ip protocol 253 0xff action drop";
-        let add = format!("tc filter add dev {interface} ingress {filter}");
-        lab.host.exec(&add.split(' ').collect::<Vec<_>>())?;
+        // Classic BPF that lets everything through: classify as 0:1, no action.
+        let filter = ["ingress", "prio", "77", "bpf", "bytecode", "1,6 0 0 4294967295", "classid", "0:1"];
+        lab.host.exec(&[&["tc", "filter", "add", "dev", interface], &filter[..]].concat())?;
     }
     let before = Snapshot::take(&lab.host)?;
     lab.up(hook)?;

@@ -37,7 +37,7 @@ fn time_to_live_goes_down_by_one_each_way(hook: Hook) -> Result<()> {
     let answered = guest.expect("echo reply", SOON, |packet| packet.icmp() == Some((0, 0)))?;
     ensure!(answered.ttl == 62, "TTL 64 came back as {} over two hops", answered.ttl);
     ensure!(answered.header_is_sound && answered.body_is_sound, "damaged at the guest: {answered:?}");
-    lab.assert_invariants()
+    lab.assert_sound_but_for_invalid_packets()
 }
 
 /// Under dropping policies, with TTL 1: ICMP 11/0 from the gateway, quoting the guest's own packet; nothing leaves.
@@ -55,7 +55,7 @@ fn time_to_live_of_one_is_answered_by_the_gateway(hook: Hook) -> Result<()> {
     quotes_the_guests_own_packet(&answer.body, &datagram)?;
     let left = router.collect(Duration::from_millis(200), |packet| packet.protocol == 17);
     ensure!(left.is_empty(), "it left all the same: {left:?}");
-    lab.assert_invariants()
+    lab.assert_sound_but_for_invalid_packets()
 }
 
 fn quotes_the_guests_own_packet(answer: &[u8], sent: &Packet) -> Result<()> {
@@ -90,7 +90,7 @@ fn too_big_is_answered_with_the_uplinks_mtu(hook: Hook) -> Result<()> {
     let fits = Packet::udp(lab.outbound_ends(1, SERVER)?, 33_002, 7000, &[0x56; 1400 - 28]);
     guest.send(&fits.bytes())?;
     router.expect("datagram of 1,400 bytes", SOON, |packet| packet.body.len() == 1380)?;
-    lab.assert_invariants()
+    lab.assert_sound_but_for_invalid_packets()
 }
 
 /// With MTU 1400 on the uplink and 1500 on both ends, with and without offloads: 5 MB there and back, and a download.

@@ -1,0 +1,66 @@
+//! What the object may cost: instructions that the verifier walks, and memory of the maps.
+
+use aya::{
+    EbpfLoader,
+    programs::{ProgramError, SchedClassifier},
+};
+use vmnat_user::dataplane::OBJECT;
+
+/// Instructions that the verifier may walk for each program. Kernels stop at a million; the budget is what was measured on
+/// 6.18, and half as much again for other kernels.
+const VERIFIED: [(&str, u32); 6] = [
+    ("outbound_port", 42_000),
+    ("outbound_bridge", 42_000),
+    ("inbound", 10_000),
+    ("guard", 200),
+    ("reaper", 7_000),
+    ("clock", 60),
+];
+
+/// Bytes that all maps may take at their default sizes.
+const MAP_BYTES: u64 = 112 << 20;
+
+#[test]
+fn programs_stay_within_their_budget_of_verified_instructions() -> Result<(), ProgramError> {
+    let mut object = load();
+    for (name, budget) in VERIFIED {
+        let program: &mut SchedClassifier = object.program_mut(name).expect(name).try_into()?;
+        program.load()?;
+        let walked = program.info()?.verified_instruction_count().expect("kernels from 5.16 tell");
+        println!("{name}: {walked} of {budget}");
+        assert!(walked <= budget, "{name}: {walked} instructions, the budget is {budget}");
+        assert!(
+            walked > budget / 3,
+            "{name}: {walked} instructions, the budget of {budget} has become too wide"
+        );
+    }
+    Ok(())
+}
+
+#[test]
+fn maps_stay_within_their_budget_of_memory() {
+    let object = load();
+    let mut sum = 0;
+    for (name, map) in object.maps() {
+        let bytes = memlock(map.fd());
+        println!("{name}: {} KiB", bytes >> 10);
+        sum += bytes;
+    }
+    assert!(sum <= MAP_BYTES, "{} MiB, the budget is {} MiB", sum >> 20, MAP_BYTES >> 20);
+    assert!(sum > MAP_BYTES / 2, "{} MiB, the budget has become too wide", sum >> 20);
+}
+
+fn load() -> aya::Ebpf {
+    EbpfLoader::new()
+        .override_global("AYA_LOG_LEVEL", &0_u8, true)
+        .load(OBJECT)
+        .expect("the object loads (as root)")
+}
+
+/// What the kernel says that a map takes (`memlock` of its fdinfo).
+fn memlock(map: &aya::maps::MapFd) -> u64 {
+    use std::os::fd::{AsFd as _, AsRawFd as _};
+    let info = std::fs::read_to_string(format!("/proc/self/fdinfo/{}", map.as_fd().as_raw_fd())).unwrap();
+    let line = info.lines().find_map(|line| line.strip_prefix("memlock:")).expect("fdinfo has memlock");
+    line.trim().parse().unwrap()
+}

@@ -1,0 +1,12 @@
+//! The prog tier: the verified object through `BPF_PROG_TEST_RUN`.
+//!
+//! Each test destructures what a run gave: the return code, the frame, the counters that moved (no other may), and
+//! the sizes of the tables.
+
+mod budget;
+mod guard;
+mod inbound;
+mod outbound;
+mod reaper;
+mod rig;
+mod sums;

@@ -1,0 +1,50 @@
+//! A real guest boots behind vmnat and uses the world.
+
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+use vmnat_tests::{
+    guest::{self, VirtualMachine},
+    lab::{EXTERNAL, Lab, client, firewall::NFT_DROPS, service, vmnat::Hook},
+};
+
+/// A busy machine of two cores boots the guest in well under this.
+const BOOT: Duration = Duration::from_secs(150);
+
+#[test]
+fn a_real_guest_is_online_and_reached_on_tcx() -> Result<()> {
+    a_real_guest_is_online_and_reached(Hook::Tcx)
+}
+
+#[test]
+fn a_real_guest_is_online_and_reached_on_clsact() -> Result<()> {
+    a_real_guest_is_online_and_reached(Hook::Clsact)
+}
+
+/// 1. FORWARD and INPUT are dropped, vmnat is up with port 8080 forwarded to the guest.
+/// 2. The guest boots on a tap; it pings the gateway and the world, downloads 4 MB and checks their SHA-256, and asks a
+///    name server over UDP, which sees the external address.
+/// 3. The world downloads 1 MB from the guest's own server through the port forward, and checks their SHA-256.
+fn a_real_guest_is_online_and_reached(hook: Hook) -> Result<()> {
+    let mut lab = Lab::new()?;
+    lab.host.nft(NFT_DROPS)?;
+    lab.up(hook)?;
+    lab.vmnat_ok(&["dnat", "add", &format!("8080:{}:80/tcp", guest::ADDRESS)])?;
+
+    let mut machine = VirtualMachine::start(&lab)?;
+    let reports = machine.reports(BOOT)?;
+    for name in ["gateway", "ping", "download", "query"] {
+        let passed = format!("vm:{name} ok");
+        ensure!(reports.iter().any(|line| line.starts_with(&passed)), "no {passed:?} among {reports:?}");
+    }
+
+    let there = format!("{EXTERNAL}:8080");
+    let page = client::get(&lab.world, &there, "/index.html")
+        .context("the guest's page through the port forward")?;
+    ensure!(page == b"served by the guest\n", "{}", String::from_utf8_lossy(&page));
+    let file =
+        client::get(&lab.world, &there, "/bytes").context("the guest's file through the port forward")?;
+    let (got, wanted) = (service::sha256(&file), service::sha256(&service::content(guest::SERVED)));
+    ensure!(got == wanted, "{} bytes with hash {got} instead of {wanted}", file.len());
+    lab.assert_invariants()
+}
