@@ -1,6 +1,6 @@
 //! What the running kernel must allow for the lab: found out by trying, in throw-away namespaces.
 
-use std::fs;
+use std::{fs, path::Path};
 
 use anyhow::{Context as _, Result, ensure};
 
@@ -77,7 +77,26 @@ pub fn ensure_bare() -> Result<()> {
 
 /// Fails on a kernel without what the lab is made of; needs the lab's packages.
 pub fn ensure_lab() -> Result<()> {
-    ensure_all(LAB)
+    ensure_all(LAB)?;
+    load_br_netfilter()
+}
+
+/// Loads what no kernel loads by itself, and turns it off for the machine's own bridges at once: it starts out
+/// sending what they carry through iptables (`brnf_init_net` of `net/bridge/br_netfilter_hooks.c`).
+fn load_br_netfilter() -> Result<()> {
+    let settings = Path::new("/proc/sys/net/bridge");
+    if settings.exists() {
+        return Ok(());
+    }
+    println!(
+        "loading br_netfilter (the lab tests bridges with it), turned off for this machine's own bridges"
+    );
+    command::output(&mut program("modprobe", ["br_netfilter"]))
+        .context("the lab needs the module br_netfilter (CONFIG_BRIDGE_NETFILTER)")?;
+    for protocol in ["arptables", "ip6tables", "iptables"] {
+        fs::write(settings.join(format!("bridge-nf-call-{protocol}")), "0")?;
+    }
+    Ok(())
 }
 
 /// Reports all that is lacking at once.

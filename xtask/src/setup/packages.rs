@@ -23,24 +23,23 @@ pub const BUILD: &[Package] = &[
 
 /// What the tests, the demo and the benchmarks run.
 pub const LAB: &[Package] = &[
-    Package { name: "iproute2", probes: &["ip", "tc", "bridge"], why: "makes the lab's namespaces" },
-    Package { name: "iputils-ping", probes: &["ping"], why: "the lab's ICMP echo" },
+    Package { name: "iproute2", probes: &["ip", "tc"], why: "makes the lab's namespaces" },
     Package { name: "iperf3", probes: &["iperf3"], why: "bulk traffic through the lab" },
     Package { name: "nftables", probes: &["nft"], why: "the host firewall that vmnat gets past" },
-    Package { name: "iptables", probes: &["iptables", "iptables-legacy"], why: "the other host firewalls" },
+    Package { name: "iptables", probes: &["iptables-legacy"], why: "the other host firewall" },
     Package {
         name: "ethtool",
         probes: &["ethtool"],
         why: "turns offloads off, so that peers verify checksums",
     },
-    Package { name: "conntrack", probes: &["conntrack"], why: "translations that vmnat takes over" },
-    Package { name: "tcpdump", probes: &["tcpdump"], why: "looks for private sources on the uplink" },
-    Package { name: "procps", probes: &["sysctl", "pkill"], why: "kernel settings of the lab" },
-    Package { name: "kmod", probes: &["modprobe", "depmod"], why: "kernel modules, the guest's too" },
+    Package {
+        name: "kmod",
+        probes: &["modprobe", "depmod"],
+        why: "the kernel modules of the lab and of the guest",
+    },
     Package { name: "qemu-system-x86", probes: &["qemu-system-x86_64"], why: "runs the real guest" },
     Package { name: "busybox-static", probes: &["busybox"], why: "the real guest's user space" },
     Package { name: "xz-utils", probes: &["xz"], why: "unpacks the real guest's kernel modules" },
-    Package { name: "cpio", probes: &["cpio"], why: "packs the real guest's initramfs" },
 ];
 
 /// Installs those that are missing.
