@@ -158,19 +158,18 @@ pub fn load(instance: &Instance, options: LoadOptions) -> Result<()> {
     Ok(())
 }
 
-/// Removes every pin of the instance, of this schema and any other; returns a line for each kind.
+/// Removes every pin of the instance, of this schema and any other; false when there was none.
 ///
 /// # Errors
-/// A line for each pin that could not be removed.
-pub fn unpin(instance: &Instance) -> Result<(), Vec<String>> {
-    let path = instance.pins();
-    if !path.exists() {
-        return Ok(());
+/// What the file system answers.
+pub fn unpin(instance: &Instance) -> io::Result<bool> {
+    match fs::remove_dir_all(instance.pins()) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(false),
+        other => other?,
     }
-    fs::remove_dir_all(&path).map_err(|error| vec![format!("remove {}: {error}", path.display())])?;
     // Another instance may have its pins there.
     let _ = fs::remove_dir(Path::new(BPF_FS).join("vmnat"));
-    Ok(())
+    Ok(true)
 }
 
 /// The sizes of maps that depend on the options.

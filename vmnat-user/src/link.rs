@@ -80,8 +80,12 @@ impl Hook {
     /// The hooks of an uplink: the guard stands before the first packet is let in.
     #[must_use]
     pub fn of_uplink(interface: &str, ifindex: u32) -> [Self; 2] {
-        [(Point::Egress, program::GUARD), (Point::Ingress, program::INBOUND)]
-            .map(|(point, program)| Self { interface: interface.to_owned(), ifindex, point, program })
+        [(Point::Egress, program::GUARD), (Point::Ingress, program::INBOUND)].map(|(point, program)| Self {
+            interface: interface.to_owned(),
+            ifindex,
+            point,
+            program,
+        })
     }
 
     /// The hook of a bridge.
@@ -129,7 +133,12 @@ pub fn kernel_mode() -> HookMode {
 ///
 /// # Errors
 /// When the pins cannot be read; what fails at one interface is in [`Synced::failures`].
-pub async fn sync(instance: &Instance, handle: &Handle, state: &mut State, wanted: &[Hook]) -> Result<Synced> {
+pub async fn sync(
+    instance: &Instance,
+    handle: &Handle,
+    state: &mut State,
+    wanted: &[Hook],
+) -> Result<Synced> {
     match state.hook {
         HookMode::Tcx => tcx::sync(instance, wanted),
         HookMode::Clsact => clsact::sync(instance, handle, state, wanted).await,

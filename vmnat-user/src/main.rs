@@ -1,3 +1,31 @@
-//! The `vmnat` command.
+//! The `vmnat` command: parses, runs, prints the error, returns the exit code.
 
-fn main() {}
+use std::{io, process::ExitCode};
+
+use clap::Parser as _;
+use tracing_subscriber::EnvFilter;
+use vmnat_user::{
+    cli::{self, Cli},
+    error::exit_of,
+    exit::Exit,
+};
+
+fn main() -> ExitCode {
+    let cli = Cli::parse();
+    let level = cli.level();
+    let filter = EnvFilter::try_from_env("VMNAT_LOG").unwrap_or_else(|_| EnvFilter::new(level));
+    tracing_subscriber::fmt().with_env_filter(filter).with_writer(io::stderr).with_target(false).init();
+    // One thread: network namespaces are a thread's, and netlink speaks for the caller's.
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+    let result = match runtime {
+        Ok(runtime) => runtime.block_on(cli::run(cli)),
+        Err(error) => Err(error.into()),
+    };
+    match result {
+        Ok(()) => Exit::Ok.into(),
+        Err(error) => {
+            eprintln!("vmnat: {error:#}");
+            exit_of(&error).into()
+        }
+    }
+}

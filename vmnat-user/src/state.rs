@@ -16,7 +16,7 @@ use ipnet::Ipv4Net;
 use nix::fcntl::{Flock, FlockArg};
 use serde::{Deserialize, Serialize};
 
-use crate::{error::Error, forwards::PortForward, link::Point, paths::Instance};
+use crate::{error::Error, forwards::PortForward, link::Point, paths::Instance, sysctl::Change};
 
 /// Version of the file's format.
 const VERSION: u32 = 1;
@@ -61,14 +61,10 @@ pub struct Bridge {
 /// A kernel setting that was changed.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SysctlRecord {
-    /// Key with slashes below `/proc/sys`.
-    pub key: String,
+    /// What was changed, and from what.
+    pub change: Change,
     /// Index of the interface that it belongs to.
     pub ifindex: u32,
-    /// What it was.
-    pub before: String,
-    /// What it was set to.
-    pub after: String,
     /// `net.ipv4.ip_forward` at that moment.
     pub ip_forward: String,
 }
@@ -211,6 +207,14 @@ impl Lock {
             }
             std::thread::sleep(Duration::from_millis(50));
         }
+    }
+
+    /// Takes the lock of an instance that exists, if nobody holds it: what was taken down is not made again.
+    ///
+    /// # Errors
+    /// When the lock file cannot be opened.
+    pub fn try_take_existing(instance: &Instance) -> Result<Option<Self>> {
+        if instance.run().exists() { Self::try_take(instance) } else { Ok(None) }
     }
 
     /// Takes the lock if nobody holds it.

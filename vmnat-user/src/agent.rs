@@ -1,0 +1,246 @@
+//! The agent: keeps maps and hooks true while interfaces come and go, and lets flows expire.
+//!
+//! It holds nothing that the kernel does not: when it dies, forwarding goes on, only expiry and new ports wait for
+//! the next one. It is one thread, so that it stays in the network namespace in which it was started.
+
+use std::{
+    fs::{File, OpenOptions},
+    future,
+    io::{Read as _, Seek as _, Write as _},
+    os::unix::fs::OpenOptionsExt as _,
+    time::Duration,
+};
+
+use anyhow::{Context as _, Result};
+use nix::{
+    errno::Errno,
+    fcntl::{Flock, FlockArg},
+    unistd::Pid,
+};
+use rtnetlink::Handle;
+use tokio::{
+    signal::unix::{SignalKind, signal},
+    time::{Instant, MissedTickBehavior, interval, sleep_until},
+};
+use tracing::{debug, info, warn};
+
+use crate::{
+    error::Error,
+    facts::{self, Changes, Watch},
+    flows,
+    paths::Instance,
+    reconcile,
+    state::{self, Lock},
+    tables::Tables,
+};
+
+/// How long changes are gathered before they are acted on.
+const SETTLE: Duration = Duration::from_millis(100);
+
+/// The same for what changes all the time: neighbours and forwarding tables.
+const SETTLE_NEIGHBOURS: Duration = Duration::from_secs(2);
+
+/// Between two looks at the ports that the host holds.
+const POOL_INTERVAL: Duration = Duration::from_secs(30);
+
+/// Holds the agent's place: one agent an instance.
+#[derive(Debug)]
+pub struct Place {
+    _file: Flock<File>,
+}
+
+impl Place {
+    /// Takes it.
+    ///
+    /// # Errors
+    /// [`Error::Taken`] when another agent has it.
+    pub fn take(instance: &Instance) -> Result<Self> {
+        let path = instance.agent_pid();
+        let mut options = OpenOptions::new();
+        let file = options.create(true).truncate(false).write(true).mode(0o600).open(&path);
+        let file = file.with_context(|| format!("open {}", path.display()))?;
+        let mut file = Flock::lock(file, FlockArg::LockExclusiveNonblock).map_err(|_| Error::Taken {
+            what: format!("the agent's place ({})", path.display()),
+            holder: "a running agent".into(),
+            hint: String::new(),
+        })?;
+        file.set_len(0)?;
+        file.rewind()?;
+        writeln!(file, "{}", std::process::id())?;
+        Ok(Self { _file: file })
+    }
+}
+
+/// The process number of the instance's agent, while it lives.
+#[must_use]
+pub fn running(instance: &Instance) -> Option<Pid> {
+    let mut file = File::open(instance.agent_pid()).ok()?;
+    let mut text = String::new();
+    file.read_to_string(&mut text).ok()?;
+    match Flock::lock(file, FlockArg::LockSharedNonblock) {
+        Err((_, Errno::EWOULDBLOCK)) => text.trim().parse().ok().map(Pid::from_raw),
+        Ok(_) | Err(_) => None,
+    }
+}
+
+/// Ends the instance's agent, by force when it does not go by itself; false when none ran.
+///
+/// # Errors
+/// When the signal cannot be sent.
+pub fn end(instance: &Instance) -> Result<bool> {
+    use nix::sys::signal::{Signal, kill};
+    let Some(pid) = running(instance) else { return Ok(false) };
+    for signal in [Signal::SIGTERM, Signal::SIGKILL] {
+        match kill(pid, signal) {
+            Ok(()) | Err(Errno::ESRCH) => {}
+            Err(error) => return Err(error).with_context(|| format!("end the agent (process {pid})")),
+        }
+        for _ in 0..100 {
+            if running(instance).is_none() {
+                return Ok(true);
+            }
+            std::thread::sleep(Duration::from_millis(30));
+        }
+    }
+    anyhow::bail!("the agent (process {pid}) does not end")
+}
+
+/// Runs until SIGTERM or SIGINT, or until `down` has removed the instance; `ready` is called once everything is
+/// true for the first time.
+///
+/// # Errors
+/// When the instance is not loaded, or the kernel gives no netlink sockets.
+pub async fn run(instance: &Instance, ready: impl FnOnce()) -> Result<()> {
+    let _place = Place::take(instance)?;
+    let mut agent = Agent::open(instance)?;
+    let mut watch = Watch::open()?;
+    let mut hangup = signal(SignalKind::hangup())?;
+    let mut terminate = signal(SignalKind::terminate())?;
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    let mut reap = interval(agent.reap_interval.max(Duration::from_millis(50)));
+    let mut pool = interval(POOL_INTERVAL);
+    reap.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    agent.reconcile().await;
+    info!("the agent of instance {instance} is ready");
+    ready();
+    loop {
+        tokio::select! {
+            changes = watch.next() => agent.note(changes.unwrap_or(Changes::ALL)),
+            () = due(agent.due) => agent.reconcile().await,
+            _ = reap.tick() => agent.expire(),
+            _ = pool.tick() => agent.settle_pool(),
+            _ = hangup.recv() => agent.reconcile().await,
+            _ = terminate.recv() => break,
+            _ = interrupt.recv() => break,
+        }
+        if !instance.state().exists() {
+            info!("the instance was taken down");
+            return Ok(());
+        }
+    }
+    info!("the agent ends; the dataplane goes on without it");
+    Ok(())
+}
+
+async fn due(at: Option<Instant>) {
+    match at {
+        Some(at) => sleep_until(at).await,
+        None => future::pending().await,
+    }
+}
+
+struct Agent<'a> {
+    instance: &'a Instance,
+    handle: Handle,
+    tables: Tables,
+    reap_interval: Duration,
+    /// When to reconcile.
+    due: Option<Instant>,
+    /// Routes have changed: flows must look at their way again.
+    rerouted: bool,
+}
+
+impl<'a> Agent<'a> {
+    fn open(instance: &'a Instance) -> Result<Self> {
+        let state = state::load(instance)?;
+        let tables = Tables::open(instance)?;
+        let (connection, handle, _) = rtnetlink::new_connection().context("open a netlink socket")?;
+        tokio::spawn(connection);
+        let reap_interval = Duration::from_millis(state.reap_interval_ms);
+        Ok(Self { instance, handle, tables, reap_interval, due: None, rerouted: false })
+    }
+
+    /// Plans a reconcile for what has changed.
+    fn note(&mut self, changes: Changes) {
+        let firm = Changes::LINK.with(Changes::ADDRESS).with(Changes::ROUTE);
+        self.rerouted |= changes.any_of(Changes::ROUTE);
+        if !changes.is_empty() {
+            let after = if changes.any_of(firm) { SETTLE } else { SETTLE_NEIGHBOURS };
+            self.plan(after);
+        }
+    }
+
+    fn plan(&mut self, after: Duration) {
+        let Some(at) = Instant::now().checked_add(after) else { return };
+        self.due = Some(self.due.map_or(at, |due| due.min(at)));
+    }
+
+    /// Makes everything true; what fails is logged and tried again.
+    async fn reconcile(&mut self) {
+        self.due = None;
+        match self.try_reconcile().await {
+            Ok(true) => {}
+            // A command is changing the instance.
+            Ok(false) => self.plan(SETTLE),
+            Err(error) => {
+                warn!("cannot bring the instance up to date: {error:#}");
+                self.plan(SETTLE_NEIGHBOURS);
+            }
+        }
+    }
+
+    async fn try_reconcile(&mut self) -> Result<bool> {
+        let Some(lock) = Lock::try_take_existing(self.instance)? else { return Ok(false) };
+        let Some(mut state) = state::find(self.instance)? else { return Ok(true) };
+        let before = state.clone();
+        let facts = facts::gather(&self.handle).await?;
+        let done = reconcile::reconcile(self.instance, &self.handle, &self.tables, &mut state, &facts).await;
+        if state != before {
+            lock.save(&state)?;
+        }
+        let done = done?;
+        for change in &done.changes {
+            info!("{change}");
+        }
+        for warning in state.warnings.iter().filter(|warning| !before.warnings.contains(warning)) {
+            warn!("{warning}");
+        }
+        if std::mem::take(&mut self.rerouted) {
+            self.tables.bump_generation()?;
+        }
+        if !done.failures.is_empty() {
+            self.plan(SETTLE_NEIGHBOURS);
+        }
+        Ok(true)
+    }
+
+    fn expire(&self) {
+        let expired = self.tables.clock().and_then(|clock| flows::expire(&self.tables, clock.stamp()));
+        match expired {
+            Ok(expired) => debug!(
+                "{} flows, {} expired, {} mappings released",
+                expired.flows, expired.removed, expired.mappings
+            ),
+            Err(error) => warn!("cannot look for expired flows: {error:#}"),
+        }
+    }
+
+    fn settle_pool(&self) {
+        let settled = state::find(self.instance).and_then(|state| {
+            state.map_or(Ok(()), |state| reconcile::settings::settle_pool(&self.tables, &state).map(drop))
+        });
+        if let Err(error) = settled {
+            warn!("cannot bring the port pool up to date: {error:#}");
+        }
+    }
+}

@@ -1,0 +1,91 @@
+//! A change to an instance by a command: lock, state, one picture of the namespace, reconcile, save.
+
+use anyhow::{Context as _, Result};
+use rtnetlink::Handle;
+
+use crate::{
+    facts::{self, Facts},
+    paths::Instance,
+    reconcile::{self, Reconciled},
+    state::{self, Lock, State},
+    tables::Tables,
+};
+
+/// Opens a netlink connection in the calling thread's network namespace; needs a tokio runtime.
+///
+/// # Errors
+/// When the kernel gives no socket.
+pub fn connect() -> Result<Handle> {
+    let (connection, handle, _) = rtnetlink::new_connection().context("open a netlink socket")?;
+    tokio::spawn(connection);
+    Ok(handle)
+}
+
+/// A change that is being made; the instance is locked until it is dropped.
+#[derive(Debug)]
+pub struct Change {
+    instance: Instance,
+    handle: Handle,
+    lock: Lock,
+    /// The state, to be changed by the command.
+    pub state: State,
+    /// The picture of the namespace.
+    pub facts: Facts,
+}
+
+impl Change {
+    /// Begins to change a running instance.
+    ///
+    /// # Errors
+    /// [`crate::error::Error::NotRunning`], [`crate::error::Error::Locked`].
+    pub async fn begin(instance: &Instance) -> Result<Self> {
+        // Says that nothing runs before it makes a lock for it.
+        state::load(instance)?;
+        let lock = Lock::take(instance)?;
+        let state = state::load(instance)?;
+        let handle = connect()?;
+        let facts = facts::gather(&handle).await?;
+        Ok(Self { instance: instance.clone(), handle, lock, state, facts })
+    }
+
+    /// Begins with a state that may be a new one.
+    #[must_use]
+    pub fn with(instance: &Instance, handle: Handle, lock: Lock, state: State, facts: Facts) -> Self {
+        Self { instance: instance.clone(), handle, lock, state, facts }
+    }
+
+    /// The netlink connection.
+    #[must_use]
+    pub const fn handle(&self) -> &Handle {
+        &self.handle
+    }
+
+    /// Opens the maps.
+    ///
+    /// # Errors
+    /// As [`Tables::open`].
+    pub fn tables(&self) -> Result<Tables> {
+        Tables::open(&self.instance)
+    }
+
+    /// Writes the state as it is.
+    ///
+    /// # Errors
+    /// What the file system answers.
+    pub fn save(&self) -> Result<()> {
+        self.lock.save(&self.state)
+    }
+
+    /// Makes the changed state true, and writes it.
+    ///
+    /// # Errors
+    /// When the state cannot be made true; the file then holds what was done.
+    pub async fn apply(&mut self) -> Result<Reconciled> {
+        let tables = self.tables()?;
+        reconcile::check(&self.state, &self.facts)?;
+        let done =
+            reconcile::reconcile(&self.instance, &self.handle, &tables, &mut self.state, &self.facts).await;
+        self.save()?;
+        done
+    }
+}

@@ -1,0 +1,167 @@
+//! The command line: one file a subcommand, and the only code that prints.
+
+mod agent;
+mod counters;
+mod dnat;
+mod down;
+mod flows;
+mod leases;
+mod logs;
+mod network;
+mod print;
+mod status;
+mod up;
+mod uplink;
+
+use std::{fmt::Write as _, time::Duration};
+
+use anyhow::Result;
+use clap::{Parser, Subcommand};
+
+use crate::{error::Error, exit::Exit, paths::Instance, reconcile::Reconciled};
+
+const EXAMPLES: &str = "\
+Examples:
+  vmnat up --bridge virbr0 --uplink enp3s0     put the guests behind virbr0 online
+  vmnat up --bridge virbr0                     the same by whatever interface has the default route
+  vmnat dnat add 8080:192.168.122.10:80        lead port 8080 of the host to a guest's web server
+  vmnat status                                 what is attached where, and how it is
+  vmnat flows --guest 192.168.122.10           what a guest talks to
+  vmnat down                                   leave the host as it was found
+";
+
+/// NAT for the guests of a VM host, before the host's firewall
+///
+/// vmnat puts the guests behind a bridge online, and port forwards through to them, whatever netfilter's FORWARD
+/// rules say: its programs run at the bridge's ports and at the uplink before netfilter does. The programs go on
+/// while no process runs. IPv4 is translated; IPv6 passes untouched.
+#[derive(Debug, Parser)]
+#[command(name = "vmnat", version, after_help = after_help(), max_term_width = 110)]
+pub struct Cli {
+    /// Which vmnat, where several run side by side on one kernel
+    #[arg(long, global = true, value_name = "NAME", default_value_t)]
+    instance: Instance,
+    /// Say more on standard error; twice: everything
+    #[arg(short, long, global = true, action = clap::ArgAction::Count)]
+    verbose: u8,
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    Up(up::Args),
+    Down(down::Args),
+    Status(status::Args),
+    Network(network::Args),
+    Uplink(uplink::Args),
+    Dnat(dnat::Args),
+    Flows(flows::Args),
+    Leases(leases::Args),
+    Counters(counters::Args),
+    Logs(logs::Args),
+    #[command(hide = true)]
+    Agent(agent::Args),
+}
+
+/// Runs the command that was asked for.
+///
+/// # Errors
+/// Whatever keeps it from being done; `error::exit_of` has the exit code.
+pub async fn run(cli: Cli) -> Result<()> {
+    let Cli { instance, verbose: _, command } = cli;
+    match command {
+        Command::Up(args) => up::run(&instance, args).await,
+        Command::Down(args) => down::run(&instance, &args).await,
+        Command::Status(args) => status::run(&instance, &args).await,
+        Command::Network(args) => network::run(&instance, args).await,
+        Command::Uplink(args) => uplink::run(&instance, args).await,
+        Command::Dnat(args) => dnat::run(&instance, args).await,
+        Command::Flows(args) => flows::run(&instance, &args),
+        Command::Leases(args) => leases::run(&instance, &args),
+        Command::Counters(args) => counters::run(&instance, &args),
+        Command::Logs(args) => logs::run(&instance, &args),
+        Command::Agent(args) => agent::run(&instance, &args).await,
+    }
+}
+
+impl Cli {
+    /// The level of what is said on standard error.
+    #[must_use]
+    pub const fn level(&self) -> &'static str {
+        match (&self.command, self.verbose) {
+            (Command::Agent(_), 0) | (_, 1) => "vmnat_user=info",
+            (_, 0) => "vmnat_user=warn",
+            _ => "vmnat_user=trace,aya=debug",
+        }
+    }
+}
+
+fn after_help() -> String {
+    let mut text = format!("{EXAMPLES}\nExit codes:\n");
+    for exit in Exit::ALL {
+        let _ = writeln!(text, "  {:>2}  {}", exit.code(), exit.meaning());
+    }
+    text
+}
+
+/// Prints what was changed, or that nothing was; fails with the steps that failed.
+fn report(done: &Reconciled, nothing: &str) -> Result<()> {
+    for change in &done.changes {
+        print::line(change)?;
+    }
+    if done.changes.is_empty() && done.failures.is_empty() {
+        print::line(nothing)?;
+    }
+    if done.failures.is_empty() {
+        return Ok(());
+    }
+    let steps = done.failures.iter().map(|failure| format!("{failure:#}")).collect();
+    Err(Error::Partial { steps }.into())
+}
+
+/// Reads `30s`, `2m`, `500ms`, `1h`, or seconds without a unit.
+fn duration(text: &str) -> Result<Duration, String> {
+    let wrong = || format!("\"{text}\" is no span of time: write 500ms, 30s, 2m or 1h");
+    let end = text.find(|c: char| !c.is_ascii_digit() && c != '.').unwrap_or(text.len());
+    let (number, unit) = text.split_at_checked(end).ok_or_else(wrong)?;
+    let number: f64 = number.parse().map_err(|_| wrong())?;
+    let seconds = match unit {
+        "ms" => number / 1000.0,
+        "" | "s" => number,
+        "m" | "min" => number * 60.0,
+        "h" => number * 3600.0,
+        _ => return Err(wrong()),
+    };
+    Duration::try_from_secs_f64(seconds).map_err(|_| wrong())
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory as _;
+
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_sound() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn help_lists_every_exit_code() {
+        let help = Cli::command().render_long_help().to_string();
+        for exit in Exit::ALL {
+            assert!(help.contains(exit.meaning()), "{}", exit.meaning());
+        }
+    }
+
+    #[test]
+    fn spans_of_time_are_read() {
+        assert_eq!(duration("30s"), Ok(Duration::from_secs(30)));
+        assert_eq!(duration("0.5"), Ok(Duration::from_millis(500)));
+        assert_eq!(duration("250ms"), Ok(Duration::from_millis(250)));
+        for text in ["", "s", "3d", "-1s", "1e3s"] {
+            assert!(duration(text).is_err(), "{text}");
+        }
+    }
+}

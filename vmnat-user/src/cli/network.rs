@@ -1,0 +1,135 @@
+//! `vmnat network`: bridges and the subnets behind them.
+
+use anyhow::Result;
+use clap::Subcommand;
+use ipnet::Ipv4Net;
+use serde::Serialize;
+
+use super::{print, report, up};
+use crate::{
+    change::Change,
+    error::Error,
+    facts::Facts,
+    paths::Instance,
+    plan,
+    report::{self as listing, Column},
+    state::{self, Bridge, State},
+};
+
+/// Add, remove or list bridges and the networks behind them
+#[derive(Clone, Debug, clap::Args)]
+pub struct Args {
+    #[command(subcommand)]
+    action: Action,
+}
+
+#[derive(Clone, Debug, Subcommand)]
+enum Action {
+    /// Serve a further bridge; live flows of others are not touched
+    Add {
+        /// The bridge
+        bridge: String,
+        /// Its networks; the bridge's own subnets when none is given
+        networks: Vec<Ipv4Net>,
+    },
+    /// Serve a bridge no more; its guests' flows end
+    Rm {
+        /// The bridge
+        bridge: String,
+    },
+    /// List bridges and networks
+    List {
+        /// Print JSON
+        #[arg(long)]
+        json: bool,
+    },
+}
+
+#[derive(Debug, Serialize)]
+pub(super) struct Row {
+    pub(super) network: Option<Ipv4Net>,
+    pub(super) bridge: String,
+    pub(super) gateway: Option<String>,
+    pub(super) ports: usize,
+    pub(super) present: bool,
+}
+
+/// Runs the command.
+///
+/// # Errors
+/// When the change cannot be made.
+pub async fn run(instance: &Instance, args: Args) -> Result<()> {
+    match args.action {
+        Action::Add { bridge, networks } => add(instance, bridge, networks).await,
+        Action::Rm { bridge } => remove(instance, &bridge).await,
+        Action::List { json } => list(instance, json).await,
+    }
+}
+
+async fn add(instance: &Instance, name: String, networks: Vec<Ipv4Net>) -> Result<()> {
+    let mut change = Change::begin(instance).await?;
+    up::check_bridge(&change.facts, &name)?;
+    let networks = networks.into_iter().map(|network| network.trunc()).collect();
+    match change.state.bridges.iter_mut().find(|bridge| bridge.name == name) {
+        Some(bridge) => bridge.networks = networks,
+        None => change.state.bridges.push(Bridge { name, networks }),
+    }
+    report(&change.apply().await?, "nothing to change")
+}
+
+async fn remove(instance: &Instance, name: &str) -> Result<()> {
+    let mut change = Change::begin(instance).await?;
+    if !change.state.bridges.iter().any(|bridge| bridge.name == name) {
+        let hint = format!("this instance serves {}", up::names(&change.state));
+        return Err(Error::NoInterface { name: name.to_owned(), hint }.into());
+    }
+    change.state.bridges.retain(|bridge| bridge.name != name);
+    report(&change.apply().await?, "nothing to change")
+}
+
+async fn list(instance: &Instance, json: bool) -> Result<()> {
+    let state = state::load(instance)?;
+    let facts = crate::facts::gather(&crate::change::connect()?).await?;
+    let rows = rows(&state, &facts);
+    if json { print::line(&listing::json("networks", &rows)?) } else { print::text(&text(&rows)) }
+}
+
+/// A row for each network, and for each bridge that has none.
+pub(super) fn rows(state: &State, facts: &Facts) -> Vec<Row> {
+    let mut rows = Vec::new();
+    for bridge in &state.bridges {
+        let Some(link) = facts.link(&bridge.name) else {
+            let name = bridge.name.clone();
+            rows.push(Row { network: None, bridge: name, gateway: None, ports: 0, present: false });
+            continue;
+        };
+        let ports = facts.ports_of(link.index).count();
+        let networks = plan::networks(state, facts, &[link]);
+        let row =
+            |network, gateway| Row { network, bridge: link.name.clone(), gateway, ports, present: true };
+        if networks.is_empty() {
+            rows.push(row(None, None));
+        }
+        rows.extend(networks.into_iter().map(|network| {
+            let gateway = Some(network.gateway).filter(|gateway| !gateway.is_unspecified());
+            row(Some(network.subnet), gateway.map(|gateway| gateway.to_string()))
+        }));
+    }
+    rows
+}
+
+pub(super) fn text(rows: &[Row]) -> String {
+    const COLUMNS: [Column; 4] =
+        [Column::Text("NETWORK"), Column::Text("BRIDGE"), Column::Text("GATEWAY"), Column::Number("PORTS")];
+    if rows.is_empty() {
+        return "no networks\n".to_owned();
+    }
+    listing::table(&COLUMNS, rows.iter().map(cells))
+}
+
+fn cells(row: &Row) -> [String; 4] {
+    let Row { network, bridge, gateway, ports, present } = row;
+    let bridge = if *present { bridge.clone() } else { format!("{bridge} (not there)") };
+    let network = network.map_or_else(|| "none".to_owned(), |network| network.to_string());
+    [network, bridge, gateway.clone().unwrap_or_else(|| "none".to_owned()), ports.to_string()]
+}

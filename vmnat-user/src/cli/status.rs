@@ -1,0 +1,186 @@
+//! `vmnat status`: what is attached where, and how it is.
+
+use anyhow::Result;
+use serde::Serialize;
+
+use super::{network, print, uplink};
+use crate::{
+    agent, change, facts,
+    facts::Facts,
+    flows::{self, Filter},
+    link::Point,
+    paths::Instance,
+    plan::{self, Circumstances},
+    rawbpf,
+    report::{self, Column},
+    state::{self, HookMode, State},
+    tables::Tables,
+};
+
+/// Show networks, uplinks, hooks and health
+#[derive(Clone, Debug, clap::Args)]
+pub struct Args {
+    /// Print JSON
+    #[arg(long)]
+    json: bool,
+}
+
+#[derive(Debug, Serialize)]
+struct Status {
+    instance: String,
+    version: &'static str,
+    hook_mode: &'static str,
+    networks: Vec<network::Row>,
+    uplinks: Vec<uplink::Row>,
+    hooks: Vec<HookRow>,
+    flows: u64,
+    flows_max: u32,
+    port_forwards: usize,
+    agent: AgentRow,
+    warnings: Vec<String>,
+    firewall_forward_rules_apply: bool,
+    ipv6: &'static str,
+}
+
+#[derive(Debug, Serialize)]
+struct AgentRow {
+    pid: Option<i32>,
+    log: String,
+}
+
+#[derive(Debug, Serialize)]
+struct HookRow {
+    interface: String,
+    point: &'static str,
+    program: &'static str,
+    attached: bool,
+    /// Every program at the hook, in the order in which they run; tcx only.
+    order: Vec<String>,
+}
+
+/// Runs the command.
+///
+/// # Errors
+/// When the instance does not run, or the kernel refuses.
+pub async fn run(instance: &Instance, args: &Args) -> Result<()> {
+    let Args { json } = args;
+    let state = state::load(instance)?;
+    let tables = Tables::open(instance)?;
+    let facts = facts::gather(&change::connect()?).await?;
+    let status = status(instance, state, &tables, &facts)?;
+    if *json { print::line(&report::json("status", &[status])?) } else { print::text(&text(&status)) }
+}
+
+fn status(instance: &Instance, state: State, tables: &Tables, facts: &Facts) -> Result<Status> {
+    Ok(Status {
+        instance: instance.to_string(),
+        version: env!("CARGO_PKG_VERSION"),
+        hook_mode: state.hook.name(),
+        networks: network::rows(&state, facts),
+        uplinks: uplink::rows(&state, facts),
+        hooks: hooks(instance, &state, tables, facts),
+        flows: flows::count(tables, &Filter::default())?,
+        flows_max: state.flows,
+        port_forwards: state.forwards.len(),
+        agent: AgentRow { pid: agent::running(instance).map(nix::unistd::Pid::as_raw), log: state.log },
+        warnings: state.warnings,
+        firewall_forward_rules_apply: false,
+        ipv6: "passes untouched",
+    })
+}
+
+/// Every hook that is wanted, and who stands there.
+fn hooks(instance: &Instance, state: &State, tables: &Tables, facts: &Facts) -> Vec<HookRow> {
+    let direct = |index: u32| {
+        let entry = tables.bridge_port.get(&index).ok().flatten();
+        entry.is_some_and(|port| port.flags & vmnat_common::bridge::BridgePortFlags::DIRECT != 0)
+    };
+    // A port whose entry is not direct was found to have something behind its hook.
+    let unfit = facts.links.iter().filter(|link| link.master.is_some() && !direct(link.index));
+    let obstructed = unfit.map(|link| (link.index, String::new())).collect();
+    let circumstances = Circumstances { obstructed, ..Circumstances::default() };
+    let Ok(plan) = plan::plan(state, facts, &circumstances) else { return Vec::new() };
+    let row = |hook: crate::link::Hook| {
+        let (attached, order) = match state.hook {
+            HookMode::Tcx => tcx_order(instance, hook.ifindex, hook.point, hook.program),
+            HookMode::Clsact => {
+                let mine = |record: &&state::FilterRecord| {
+                    record.ifindex == hook.ifindex && record.point == hook.point
+                };
+                (state.filters.iter().any(|record| mine(&record)), Vec::new())
+            }
+        };
+        HookRow {
+            interface: hook.interface,
+            point: hook.point.name(),
+            program: hook.program,
+            attached,
+            order,
+        }
+    };
+    plan.hooks.into_iter().map(row).collect()
+}
+
+/// Whether the program stands at a tcx hook, and everyone who does.
+fn tcx_order(instance: &Instance, ifindex: u32, point: Point, program: &str) -> (bool, Vec<String>) {
+    use std::os::fd::AsFd as _;
+    let own = rawbpf::object_get(&instance.program(program)).and_then(|fd| rawbpf::program_id(fd.as_fd()));
+    let own = own.unwrap_or(0);
+    let entries = rawbpf::query_tcx(ifindex, point.tcx()).unwrap_or_default();
+    let name = |entry: &rawbpf::TcxEntry| {
+        rawbpf::program_name(entry.program).unwrap_or_else(|_| format!("program {}", entry.program))
+    };
+    (entries.iter().any(|entry| entry.program == own), entries.iter().map(name).collect())
+}
+
+fn text(status: &Status) -> String {
+    let agent = match status.agent.pid {
+        Some(pid) => format!("runs (process {pid})"),
+        None => "does not run: flows do not expire and new ports wait; `vmnat up` starts it".to_owned(),
+    };
+    let percent = status.flows.saturating_mul(100).checked_div(u64::from(status.flows_max)).unwrap_or(0);
+    let mut text = format!(
+        "instance     {} (vmnat {})\nagent        {agent}\nlog          {}\nflows        {} of {} ({percent} %)\n\
+         forwards     {}\nattached by  {}\nfirewall     FORWARD rules of the host's firewall do not apply to these guests\n\
+         IPv6         {}\n\n",
+        status.instance,
+        status.version,
+        status.agent.log,
+        report::number(status.flows),
+        report::number(status.flows_max.into()),
+        status.port_forwards,
+        status.hook_mode,
+        status.ipv6,
+    );
+    text.push_str(&network::text(&status.networks));
+    text.push('\n');
+    text.push_str(&uplink::text(&status.uplinks));
+    text.push('\n');
+    text.push_str(&hook_table(&status.hooks));
+    for warning in &status.warnings {
+        text.push_str("\nwarning: ");
+        text.push_str(warning);
+    }
+    if !status.warnings.is_empty() {
+        text.push('\n');
+    }
+    text
+}
+
+fn hook_table(hooks: &[HookRow]) -> String {
+    const COLUMNS: [Column; 4] =
+        [Column::Text("INTERFACE"), Column::Text("HOOK"), Column::Text("PROGRAM"), Column::Text("ORDER")];
+    let cells = |row: &HookRow| {
+        let HookRow { interface, point, program, attached, order } = row;
+        let program = if *attached { (*program).to_owned() } else { format!("{program} (missing)") };
+        let order = match (order.first(), *attached) {
+            (None, _) => String::new(),
+            (Some(first), true) if !program.starts_with(first.as_str()) => {
+                format!("{} (another program stands ahead)", order.join(", "))
+            }
+            _ => order.join(", "),
+        };
+        [interface.clone(), (*point).to_owned(), program, order]
+    };
+    report::table(&COLUMNS, hooks.iter().map(cells))
+}

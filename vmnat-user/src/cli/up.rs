@@ -1,0 +1,388 @@
+//! `vmnat up`: puts guests online.
+
+use std::{collections::BTreeMap, time::Duration};
+
+use anyhow::Result;
+use clap::ValueEnum;
+use ipnet::Ipv4Net;
+use rtnetlink::Handle;
+use tokio::time::{Instant, sleep};
+
+use super::{duration, print, uplink};
+use crate::{
+    agent,
+    change::{self, Change},
+    dataplane::{self, LoadOptions},
+    error::Error,
+    facts::{self, Facts},
+    launch, link,
+    paths::Instance,
+    reconcile::{Reconciled, settings::TIMEOUTS},
+    state::{self, Bridge, DEFAULT_FLOWS, HookMode, Lock, State},
+    takeover, teardown,
+};
+
+/// Put the guests behind a bridge online
+///
+/// Run it again with a further bridge or uplink to add just that; run twice, it changes nothing. Translations that the
+/// kernel holds for the guests are taken over, so that their connections live on.
+#[derive(Clone, Debug, clap::Args)]
+pub struct Args {
+    /// A bridge whose guests are served; repeatable
+    #[arg(long = "bridge", value_name = "BRIDGE")]
+    bridges: Vec<String>,
+    /// An interface to the world; repeatable [default: the one of the default route, followed as it changes]
+    #[arg(long = "uplink", value_name = "UPLINK")]
+    uplinks: Vec<String>,
+    /// A network of guests, instead of the bridge's own subnets; repeatable
+    #[arg(long = "network", value_name = "[BRIDGE=]CIDR", value_parser = named_network)]
+    networks: Vec<(Option<String>, Ipv4Net)>,
+    /// How to attach the programs [default: tcx where the kernel has it]
+    #[arg(long, value_name = "HOOK")]
+    hook: Option<Hook>,
+    /// Wait so long for interfaces and addresses that are not there yet, for example 30s
+    #[arg(long, value_name = "SPAN", value_parser = duration)]
+    wait: Option<Duration>,
+    /// Stay, as the agent, until SIGTERM; for service managers and containers
+    #[arg(long)]
+    foreground: bool,
+    /// Flows that the table holds [default: 262144]
+    #[arg(long, value_name = "NUMBER", value_parser = clap::value_parser!(u32).range(1_024..=16_777_216))]
+    flows: Option<u32>,
+    #[arg(long = "timeout", value_name = "KIND=SECONDS", value_parser = timeout, help_heading = "Advanced",
+          help = timeout_help())]
+    timeouts: Vec<(String, u32)>,
+    /// Let the programs log to the agent's log; slow, for the hunt of faults
+    #[arg(long, help_heading = "Advanced")]
+    kernel_log: bool,
+    /// How often to look for flows that have expired
+    #[arg(long, value_name = "SPAN", value_parser = duration, hide = true)]
+    reap_interval: Option<Duration>,
+}
+
+/// `--hook`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum Hook {
+    /// Pinned tcx links, Linux 6.6 and later
+    Tcx,
+    /// Filters in a clsact queueing discipline
+    Clsact,
+}
+
+impl From<Hook> for HookMode {
+    fn from(hook: Hook) -> Self {
+        match hook {
+            Hook::Tcx => Self::Tcx,
+            Hook::Clsact => Self::Clsact,
+        }
+    }
+}
+
+/// Runs the command.
+///
+/// # Errors
+/// When something that was asked for cannot be; a first `up` then leaves nothing behind.
+pub async fn run(instance: &Instance, args: Args) -> Result<()> {
+    need_root("`vmnat up`")?;
+    dataplane::check_kernel()?;
+    let mounted = dataplane::ensure_bpffs()?;
+    let handle = change::connect()?;
+    let facts = wait_for_interfaces(instance, &args, &handle).await?;
+    let (lock, is_first) = lock(instance)?;
+    let known = state::find(instance)?;
+    let mut state = known.clone().unwrap_or_else(|| State::new(link::kernel_mode()));
+    merge(&mut state, known.as_ref(), &args, &facts)?;
+    if is_first {
+        state.log = launch::log_place(instance);
+    }
+    let change = Change::with(instance, handle.clone(), lock, state, facts);
+    let started = start(instance, change, known.as_ref(), mounted).await;
+    match started {
+        Ok(()) => {}
+        Err(error) => {
+            if is_first {
+                let _ = teardown::teardown(instance, &handle).await;
+            }
+            return Err(error);
+        }
+    }
+    settle_agent(instance, args.foreground).await
+}
+
+/// Fails unless the user is root.
+pub(super) fn need_root(what: &str) -> Result<()> {
+    if nix::unistd::geteuid().is_root() {
+        return Ok(());
+    }
+    Err(Error::NotPermitted { what: what.to_owned() }.into())
+}
+
+/// Locks the instance; true when it has no state yet.
+fn lock(instance: &Instance) -> Result<(Lock, bool)> {
+    let lock = Lock::take(instance)?;
+    Ok((lock, !instance.state().exists()))
+}
+
+/// Loads, reconciles, takes over, and prints what was done.
+async fn start(instance: &Instance, mut change: Change, known: Option<&State>, mounted: bool) -> Result<()> {
+    if mounted {
+        print::line(&format!("mounted the BPF file system at {}", crate::paths::BPF_FS))?;
+        change.state.mounted_bpffs = true;
+    }
+    let loaded = load(instance, &mut change.state)?;
+    change.save()?;
+    let done = change.apply().await?;
+    if known.is_none() && !done.failures.is_empty() {
+        let steps = done.failures.iter().map(|failure| format!("{failure:#}")).collect();
+        return Err(Error::Partial { steps }.into());
+    }
+    let is_new = known.is_none();
+    let taken = if is_new { Some(takeover::take_over(&change.tables()?)?) } else { None };
+    tell(instance, &change, &done, loaded && !is_new)?;
+    if let Some(taken) = taken {
+        tell_taken(&taken)?;
+    }
+    for warning in &change.state.warnings {
+        print::line(&format!("warning: {warning}"))?;
+    }
+    let steps: Vec<String> = done.failures.iter().map(|failure| format!("{failure:#}")).collect();
+    if steps.is_empty() { Ok(()) } else { Err(Error::Partial { steps }.into()) }
+}
+
+/// Loads the kernel half unless it is loaded as it should be; true when it did.
+fn load(instance: &Instance, state: &mut State) -> Result<bool> {
+    let object = format!("{}-{}", dataplane::fingerprint(), u8::from(state.kernel_log));
+    if state.object == object && dataplane::is_pinned(instance) {
+        return Ok(false);
+    }
+    dataplane::load(instance, LoadOptions { flows: state.flows, kernel_log: state.kernel_log })?;
+    state.object = object;
+    Ok(true)
+}
+
+fn tell(instance: &Instance, change: &Change, done: &Reconciled, replaced: bool) -> Result<()> {
+    if replaced {
+        print::line("replaced the programs under their hooks; flows go on")?;
+    }
+    for line in &done.changes {
+        print::line(line)?;
+    }
+    if done.changes.is_empty() && done.failures.is_empty() && !replaced {
+        print::line(&format!(
+            "instance \"{instance}\" is up already, for {}: nothing to change",
+            names(&change.state)
+        ))?;
+    }
+    Ok(())
+}
+
+fn tell_taken(taken: &takeover::TakenOver) -> Result<()> {
+    if taken.flows > 0 || taken.skipped > 0 {
+        let skipped = match taken.skipped {
+            0 => String::new(),
+            skipped => format!(", left {skipped} to it"),
+        };
+        print::line(&format!("took over {} connections of guests from the kernel{skipped}", taken.flows))?;
+    }
+    if let Some(why) = &taken.unavailable {
+        tracing::info!("nothing was taken over: {why}");
+    }
+    Ok(())
+}
+
+/// Starts the agent where none runs, or becomes it.
+async fn settle_agent(instance: &Instance, foreground: bool) -> Result<()> {
+    if foreground {
+        return agent::run(instance, launch::notify_ready).await;
+    }
+    if agent::running(instance).is_some() {
+        return Ok(());
+    }
+    let state = state::load(instance)?;
+    let pid = launch::launch(instance, &state.log)?;
+    print::line(&format!("started the agent (process {pid}, log {})", state.log))
+}
+
+/// Looks at the interfaces until everything that was asked for is there, as long as `--wait` allows.
+async fn wait_for_interfaces(instance: &Instance, args: &Args, handle: &Handle) -> Result<Facts> {
+    let follows = state::find(instance)?.map(|state| state.uplinks.is_empty());
+    let is_first = follows.is_none();
+    if is_first && args.bridges.is_empty() {
+        return Err(Error::Usage("name the bridge of the guests: `vmnat up --bridge BRIDGE`".into()).into());
+    }
+    let patience = args.wait.unwrap_or_default();
+    let since = Instant::now();
+    loop {
+        let facts = facts::gather(handle).await?;
+        match check_interfaces(args, &facts, is_first) {
+            Ok(()) => return Ok(facts),
+            Err(error) if since.elapsed() >= patience => return Err(error),
+            Err(error) => tracing::info!("waiting: {error:#}"),
+        }
+        sleep(Duration::from_millis(200)).await;
+    }
+}
+
+fn check_interfaces(args: &Args, facts: &Facts, is_first: bool) -> Result<()> {
+    for bridge in &args.bridges {
+        check_bridge(facts, bridge)?;
+    }
+    for uplink in &args.uplinks {
+        check_uplink(facts, uplink)?;
+    }
+    if is_first && args.uplinks.is_empty() {
+        let uplink = facts.default_uplink().ok_or(Error::NoDefaultRoute)?;
+        check_uplink(facts, &uplink.name)?;
+    }
+    Ok(())
+}
+
+/// Fails unless the interface is a bridge; says which bridges there are.
+pub(super) fn check_bridge(facts: &Facts, name: &str) -> Result<()> {
+    let bridges: Vec<&str> =
+        facts.links.iter().filter(|link| link.is_bridge).map(|link| link.name.as_str()).collect();
+    let hint = match bridges[..] {
+        [] => "there are no bridges here".to_owned(),
+        [only] => format!("the only bridge is {only}"),
+        _ => format!("the bridges are {}", bridges.join(", ")),
+    };
+    let name = name.to_owned();
+    match facts.link(&name) {
+        None => Err(Error::NoInterface { name, hint }.into()),
+        Some(link) if !link.is_bridge => Err(Error::NotABridge { name, hint }.into()),
+        Some(_) => Ok(()),
+    }
+}
+
+/// Fails unless the interface exists and has an address.
+pub(super) fn check_uplink(facts: &Facts, name: &str) -> Result<()> {
+    let Some(link) = facts.link(name) else {
+        let others = facts.links.iter().filter(|link| !link.loopback && link.master.is_none());
+        let others: Vec<&str> = others.map(|link| link.name.as_str()).collect();
+        let hint = format!("the interfaces are {}", others.join(", "));
+        return Err(Error::NoInterface { name: name.to_owned(), hint }.into());
+    };
+    if facts.primary_address(link.index).is_none() {
+        return Err(Error::NoUplinkAddress { name: name.to_owned() }.into());
+    }
+    Ok(())
+}
+
+/// Names of the bridges, for messages.
+pub(super) fn names(state: &State) -> String {
+    let names: Vec<&str> = state.bridges.iter().map(|bridge| bridge.name.as_str()).collect();
+    if names.is_empty() { "no bridge".to_owned() } else { names.join(", ") }
+}
+
+/// Adds what was asked for to the state.
+fn merge(state: &mut State, known: Option<&State>, args: &Args, facts: &Facts) -> Result<()> {
+    if let Some(known) = known {
+        refuse_what_cannot_change(known, args)?;
+    } else {
+        state.flows = args.flows.unwrap_or(DEFAULT_FLOWS);
+        state.hook = args.hook.map_or(state.hook, HookMode::from);
+    }
+    for bridge in &args.bridges {
+        if !state.bridges.iter().any(|known| known.name == *bridge) {
+            state.bridges.push(Bridge { name: bridge.clone(), networks: Vec::new() });
+        }
+    }
+    for name in &args.uplinks {
+        if known.is_none() {
+            state.uplinks.push(name.clone());
+        } else {
+            uplink::add(state, facts, name.clone());
+        }
+    }
+    state.uplinks.dedup();
+    merge_networks(state, args)?;
+    let timeouts: BTreeMap<String, u32> = args.timeouts.iter().cloned().collect();
+    state.timeouts.extend(timeouts);
+    state.kernel_log = if known.is_some() && !args.kernel_log { state.kernel_log } else { args.kernel_log };
+    if let Some(interval) = args.reap_interval {
+        state.reap_interval_ms = u64::try_from(interval.as_millis()).unwrap_or(u64::MAX);
+    }
+    Ok(())
+}
+
+fn refuse_what_cannot_change(known: &State, args: &Args) -> Result<()> {
+    let hint = ": run `vmnat down` first".to_owned();
+    if let Some(hook) = args.hook.map(HookMode::from).filter(|hook| *hook != known.hook) {
+        let what = format!("the instance's hook mode {}", known.hook.name());
+        let holder = format!("what runs; {} cannot replace it live", hook.name());
+        return Err(Error::Taken { what, holder, hint }.into());
+    }
+    if args.flows.is_some_and(|flows| flows != known.flows) {
+        let what = format!("the size of the flow table ({} flows)", known.flows);
+        return Err(Error::Taken { what, holder: "what runs".into(), hint }.into());
+    }
+    Ok(())
+}
+
+/// Gives each named network to its bridge.
+fn merge_networks(state: &mut State, args: &Args) -> Result<()> {
+    for (bridge, network) in &args.networks {
+        let name = match (bridge, &args.bridges[..], &state.bridges[..]) {
+            (Some(name), _, _) => name.clone(),
+            (None, [only], _) => only.clone(),
+            (None, _, [only]) => only.name.clone(),
+            _ => {
+                let what = format!("say which bridge {network} is behind: `--network BRIDGE={network}`");
+                return Err(Error::Usage(what).into());
+            }
+        };
+        let Some(bridge) = state.bridges.iter_mut().find(|bridge| bridge.name == name) else {
+            return Err(Error::Usage(format!("--network {name}={network}: add `--bridge {name}`")).into());
+        };
+        if !bridge.networks.contains(network) {
+            bridge.networks.push(*network);
+        }
+    }
+    Ok(())
+}
+
+fn named_network(text: &str) -> Result<(Option<String>, Ipv4Net), String> {
+    let (bridge, network) = match text.split_once('=') {
+        Some((bridge, network)) => (Some(bridge.to_owned()), network),
+        None => (None, text),
+    };
+    let network: Ipv4Net =
+        network.parse().map_err(|_| format!("\"{network}\" is no network such as 192.168.122.0/24"))?;
+    Ok((bridge, network.trunc()))
+}
+
+fn timeout_help() -> String {
+    format!("How long a silent flow of a kind is kept; repeatable. Kinds: {}", TIMEOUTS.join(", "))
+}
+
+fn timeout(text: &str) -> Result<(String, u32), String> {
+    let (name, seconds) = text.split_once('=').ok_or("write KIND=SECONDS, for example udp_unreplied=30")?;
+    if !TIMEOUTS.contains(&name) {
+        return Err(format!("there is no kind \"{name}\"; there are {}", TIMEOUTS.join(", ")));
+    }
+    match seconds.parse() {
+        Ok(seconds) if seconds > 0 => Ok((name.to_owned(), seconds)),
+        _ => Err(format!("\"{seconds}\" is no number of seconds")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn networks_name_their_bridge_or_not() {
+        let network: Ipv4Net = "10.0.0.0/24".parse().unwrap();
+        assert_eq!(named_network("10.0.0.5/24"), Ok((None, network)));
+        assert_eq!(named_network("br0=10.0.0.0/24"), Ok((Some("br0".into()), network)));
+        assert!(named_network("10.0.0.0").is_err());
+    }
+
+    #[test]
+    fn timeouts_are_known_kinds_with_seconds() {
+        assert_eq!(timeout("icmp=5"), Ok(("icmp".into(), 5)));
+        for text in ["icmp", "icmp=0", "icmp=x", "nonsense=5"] {
+            assert!(timeout(text).is_err(), "{text}");
+        }
+    }
+}

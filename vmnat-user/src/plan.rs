@@ -1,0 +1,387 @@
+//! The plan: what maps and hooks must hold, from the wish and one picture of the namespace. No I/O.
+
+use std::{
+    collections::{HashMap, HashSet},
+    net::Ipv4Addr,
+};
+
+use ipnet::Ipv4Net;
+use vmnat_common::{
+    Address, Mac,
+    bridge::{BridgePort, BridgePortFlags},
+    forward::{Forward, ForwardKey},
+    network::{Network, NetworkKey},
+    uplink::{Uplink, UplinkFlags},
+};
+
+use crate::{
+    error::Error,
+    facts::{Facts, LinkFact, PORT_FORWARDING},
+    link::Hook,
+    state::State,
+};
+
+/// State of a bridge port that is down or has no carrier (`BR_STATE_DISABLED`).
+const PORT_DISABLED: u8 = 0;
+
+/// What maps and hooks must hold.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Plan {
+    /// Index and name of each bridge that exists.
+    pub bridges: Vec<(u32, String)>,
+    /// Index and name of each uplink that exists.
+    pub uplinks: Vec<(u32, String)>,
+    /// The `NETWORK` map.
+    pub network: Vec<(NetworkKey, Network)>,
+    /// The `BRIDGE_PORT` map.
+    pub bridge_port: Vec<(u32, BridgePort)>,
+    /// The `UPLINK` map.
+    pub uplink: Vec<(u32, Uplink)>,
+    /// The `FORWARD` map, with no connections counted.
+    pub forward: Vec<(ForwardKey, Forward)>,
+    /// Hooks in the order in which they are attached.
+    pub hooks: Vec<Hook>,
+    /// What cannot be done, or not as fast, one sentence each.
+    pub warnings: Vec<String>,
+}
+
+/// What the plan needs beside wish and picture.
+#[derive(Clone, Debug, Default)]
+pub struct Circumstances {
+    /// Ports that have something of the operator's behind their hook, and what it is.
+    pub obstructed: HashMap<u32, String>,
+    /// Bridges from which the host forwarded nothing before.
+    pub closed: HashSet<u32>,
+}
+
+/// A network and the bridge it is behind.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PlannedNetwork {
+    /// The subnet.
+    pub subnet: Ipv4Net,
+    /// Index of the bridge.
+    pub bridge: u32,
+    /// The host's address in it.
+    pub gateway: Address,
+}
+
+/// Makes the plan. What does not exist yet is a warning.
+///
+/// # Errors
+/// [`Error::Overlap`] when two networks share addresses, or a network and an uplink's own subnet.
+pub fn plan(state: &State, facts: &Facts, circumstances: &Circumstances) -> Result<Plan, Error> {
+    let mut plan = Plan::default();
+    let uplinks = uplinks(state, facts, &mut plan.warnings);
+    let bridges = bridges(state, facts, &mut plan.warnings);
+    let networks = networks(state, facts, &bridges);
+    check_overlaps(&networks, &uplinks, facts)?;
+    for uplink in &uplinks {
+        plan_uplink(uplink, facts, &mut plan);
+    }
+    for bridge in &bridges {
+        plan_bridge(bridge, facts, circumstances, &mut plan);
+        if !networks.iter().any(|network| network.bridge == bridge.index) {
+            plan.warnings.push(format!("bridge {} has no IPv4 subnet: its guests get nothing", bridge.name));
+        }
+    }
+    plan.network = networks.iter().map(entry_of).collect();
+    plan_forwards(state, &networks, &mut plan);
+    plan.bridges = bridges.iter().map(|link| (link.index, link.name.clone())).collect();
+    plan.uplinks = uplinks.iter().map(|link| (link.index, link.name.clone())).collect();
+    Ok(plan)
+}
+
+/// The uplinks that exist: those that were named, or that of the default route.
+fn uplinks<'a>(state: &State, facts: &'a Facts, warnings: &mut Vec<String>) -> Vec<&'a LinkFact> {
+    if state.uplinks.is_empty() {
+        let found = facts.default_uplink().filter(|link| !is_managed(state, &link.name));
+        if found.is_none() {
+            warnings.push("there is no default route: guests cannot reach the world".to_owned());
+        }
+        return found.into_iter().collect();
+    }
+    let find = |name: &String| {
+        let found = facts.link(name);
+        if found.is_none() {
+            warnings.push(format!("uplink {name} does not exist"));
+        }
+        found
+    };
+    state.uplinks.iter().filter_map(find).collect()
+}
+
+fn is_managed(state: &State, name: &str) -> bool {
+    state.bridges.iter().any(|bridge| bridge.name == name)
+}
+
+fn bridges<'a>(state: &State, facts: &'a Facts, warnings: &mut Vec<String>) -> Vec<&'a LinkFact> {
+    let find = |name: &str| {
+        let found = facts.link(name).filter(|link| link.is_bridge);
+        if found.is_none() {
+            warnings.push(format!("bridge {name} does not exist; vmnat takes it up when it comes"));
+        }
+        found
+    };
+    state.bridges.iter().filter_map(|bridge| bridge.name.as_str().into()).filter_map(find).collect()
+}
+
+/// The networks of the given bridges: those that were named, or the bridge's own subnets.
+#[must_use]
+pub fn networks(state: &State, facts: &Facts, bridges: &[&LinkFact]) -> Vec<PlannedNetwork> {
+    let mut networks = Vec::new();
+    for link in bridges {
+        let named = state.bridges.iter().find(|bridge| bridge.name == link.name);
+        let named = named.map(|bridge| bridge.networks.clone()).unwrap_or_default();
+        let own = || facts.addresses_of(link.index).map(crate::facts::AddressFact::network);
+        let mut subnets: Vec<Ipv4Net> = if named.is_empty() { own().collect() } else { named };
+        // A host address alone makes no network.
+        subnets.retain(|subnet| subnet.prefix_len() < 32);
+        subnets.sort_unstable();
+        subnets.dedup();
+        networks.extend(subnets.into_iter().map(|subnet| {
+            let inside =
+                facts.addresses_of(link.index).find(|fact| subnet.contains(&Ipv4Addr::from(fact.address)));
+            let gateway = inside.map_or(Address::UNSPECIFIED, |fact| fact.address);
+            PlannedNetwork { subnet, bridge: link.index, gateway }
+        }));
+    }
+    networks
+}
+
+fn check_overlaps(networks: &[PlannedNetwork], uplinks: &[&LinkFact], facts: &Facts) -> Result<(), Error> {
+    let mut seen: Vec<(Ipv4Net, String)> = Vec::new();
+    for uplink in uplinks {
+        let own = facts.addresses_of(uplink.index).filter(|fact| fact.prefix < 32);
+        seen.extend(own.map(|fact| (fact.network(), format!("uplink {}", uplink.name))));
+    }
+    for network in networks {
+        let place = format!("bridge {}", facts.name_of(network.bridge));
+        if let Some((other, holder)) = seen.iter().find(|(other, _)| overlap(network.subnet, *other)) {
+            return Err(Error::Overlap {
+                one: network.subnet,
+                one_where: place,
+                other: *other,
+                other_where: holder.clone(),
+            });
+        }
+        seen.push((network.subnet, place));
+    }
+    Ok(())
+}
+
+/// True when two subnets share an address: of two prefixes, one then holds the other.
+fn overlap(one: Ipv4Net, other: Ipv4Net) -> bool {
+    one.contains(&other.network()) || other.contains(&one.network())
+}
+
+fn plan_uplink(link: &LinkFact, facts: &Facts, plan: &mut Plan) {
+    let address = facts.primary_address(link.index).unwrap_or(Address::UNSPECIFIED);
+    if address.is_unspecified() {
+        plan.warnings.push(format!("uplink {} has no IPv4 address: guests cannot use it", link.name));
+    }
+    if !link.up {
+        plan.warnings.push(format!("uplink {} is down", link.name));
+    }
+    let flags = if link.no_ethernet { UplinkFlags::NO_ETHERNET } else { 0 };
+    let mac = link.mac.unwrap_or(Mac::ZERO);
+    plan.uplink.push((link.index, Uplink { address, mtu: mtu_of(link), mac, flags }));
+    plan.hooks.extend(Hook::of_uplink(&link.name, link.index));
+}
+
+fn plan_bridge(bridge: &LinkFact, facts: &Facts, circumstances: &Circumstances, plan: &mut Plan) {
+    let closed = circumstances.closed.contains(&bridge.index);
+    let closed = if closed { BridgePortFlags::HOST_DID_NOT_FORWARD } else { 0 };
+    let entry = |flags| BridgePort {
+        bridge: bridge.index,
+        mac: bridge.mac.unwrap_or(Mac::ZERO),
+        mtu: mtu_of(bridge),
+        flags: flags | closed,
+    };
+    plan.bridge_port.push((bridge.index, entry(BridgePortFlags::IS_BRIDGE)));
+    plan.hooks.push(Hook::of_bridge(&bridge.name, bridge.index));
+    for port in facts.ports_of(bridge.index) {
+        match fitness(bridge, port, circumstances) {
+            Fitness::Plain => {
+                plan.bridge_port.push((port.index, entry(BridgePortFlags::DIRECT)));
+                plan.hooks.push(Hook::of_port(&port.name, port.index));
+            }
+            Fitness::Down => plan.bridge_port.push((port.index, entry(0))),
+            Fitness::Special(why) => {
+                plan.bridge_port.push((port.index, entry(0)));
+                plan.warnings.push(format!(
+                    "port {} of {} uses the slower hook of its bridge: {why}",
+                    port.name, bridge.name
+                ));
+            }
+        }
+    }
+}
+
+/// Whether a port gets a hook of its own.
+enum Fitness {
+    /// It forwards, and nothing of the operator's lives behind its hook.
+    Plain,
+    /// It is down; no packet can come.
+    Down,
+    /// It relies on the hook of its bridge, and why.
+    Special(String),
+}
+
+fn fitness(bridge: &LinkFact, port: &LinkFact, circumstances: &Circumstances) -> Fitness {
+    if bridge.vlan_filtering {
+        return Fitness::Special("the bridge filters VLANs".to_owned());
+    }
+    if port.isolated {
+        return Fitness::Special("the port is isolated".to_owned());
+    }
+    if let Some(what) = circumstances.obstructed.get(&port.index) {
+        return Fitness::Special(format!("its ingress has {what}"));
+    }
+    match port.port_state {
+        Some(PORT_FORWARDING) => Fitness::Plain,
+        None | Some(PORT_DISABLED) => Fitness::Down,
+        Some(_) => Fitness::Special("spanning tree does not let it forward".to_owned()),
+    }
+}
+
+fn plan_forwards(state: &State, networks: &[PlannedNetwork], plan: &mut Plan) {
+    for forward in &state.forwards {
+        let spec = &forward.spec;
+        let Some(network) = networks.iter().find(|network| network.subnet.contains(&spec.guest)) else {
+            plan.warnings.push(format!("port forward {spec} leads to no network"));
+            continue;
+        };
+        let target = spec.target();
+        let value = Forward {
+            address: target.address,
+            port: target.port,
+            reserved: 0,
+            id: forward.id,
+            bridge: network.bridge,
+            connections: 0,
+        };
+        let every = plan.uplink.iter().map(|(_, uplink)| uplink.address).filter(|a| !a.is_unspecified());
+        let mut addresses: Vec<Address> = spec.host.map_or_else(|| every.collect(), |host| vec![host.into()]);
+        addresses.sort_unstable();
+        addresses.dedup();
+        plan.forward.extend(addresses.into_iter().map(|address| (spec.key(address.into()), value)));
+    }
+}
+
+fn entry_of(network: &PlannedNetwork) -> (NetworkKey, Network) {
+    let key = NetworkKey {
+        prefix: u32::from(network.subnet.prefix_len()),
+        address: network.subnet.network().into(),
+    };
+    (key, Network { bridge: network.bridge, gateway: network.gateway })
+}
+
+fn mtu_of(link: &LinkFact) -> u16 {
+    u16::try_from(link.mtu).unwrap_or(u16::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        facts::AddressFact,
+        state::{Bridge, HookMode},
+    };
+
+    fn link(index: u32, name: &str) -> LinkFact {
+        LinkFact { index, name: name.into(), mtu: 1500, up: true, ..LinkFact::default() }
+    }
+
+    fn host() -> (State, Facts) {
+        let mut state = State::new(HookMode::Tcx);
+        state.bridges.push(Bridge { name: "virbr0".into(), networks: Vec::new() });
+        state.uplinks.push("enp3s0".into());
+        let bridge = LinkFact { is_bridge: true, ..link(2, "virbr0") };
+        let port = LinkFact { master: Some(2), port_state: Some(PORT_FORWARDING), ..link(3, "vnet0") };
+        let address =
+            |index, a, prefix| AddressFact { index, address: Address::new(a), prefix, secondary: false };
+        let facts = Facts {
+            links: vec![link(1, "enp3s0"), bridge, port],
+            addresses: vec![address(1, [198, 51, 100, 2], 24), address(2, [192, 168, 122, 1], 24)],
+            ..Facts::default()
+        };
+        (state, facts)
+    }
+
+    #[test]
+    fn a_plain_host_is_hooked_uplink_first() {
+        let (state, facts) = host();
+        let plan = plan(&state, &facts, &Circumstances::default()).unwrap();
+        let hooks: Vec<String> = plan.hooks.iter().map(ToString::to_string).collect();
+        assert_eq!(
+            hooks,
+            [
+                "guard at egress of enp3s0",
+                "inbound at ingress of enp3s0",
+                "outbound_bridge at ingress of virbr0",
+                "outbound_port at ingress of vnet0"
+            ]
+        );
+        assert!(plan.warnings.is_empty(), "{:?}", plan.warnings);
+        assert_eq!(plan.network[0].1.gateway, Address::new([192, 168, 122, 1]));
+    }
+
+    #[test]
+    fn a_port_that_is_not_plain_relies_on_the_bridge() {
+        let (state, mut facts) = host();
+        facts.links[2].isolated = true;
+        let plan = plan(&state, &facts, &Circumstances::default()).unwrap();
+        assert_eq!(plan.hooks.len(), 3);
+        assert_eq!(plan.bridge_port[1].1.flags & BridgePortFlags::DIRECT, 0);
+        assert_eq!(plan.warnings.len(), 1);
+    }
+
+    #[test]
+    fn a_closed_host_is_marked_on_bridge_and_ports() {
+        let (state, facts) = host();
+        let circumstances = Circumstances { closed: HashSet::from([2]), ..Circumstances::default() };
+        let plan = plan(&state, &facts, &circumstances).unwrap();
+        assert!(
+            plan.bridge_port.iter().all(|(_, port)| port.flags & BridgePortFlags::HOST_DID_NOT_FORWARD != 0)
+        );
+    }
+
+    #[test]
+    fn networks_that_overlap_are_refused() {
+        let (mut state, facts) = host();
+        for (network, overlaps) in
+            [("198.51.0.0/16", true), ("198.51.100.128/25", true), ("10.0.0.0/8", false)]
+        {
+            state.bridges[0].networks = vec![network.parse().unwrap()];
+            let result = plan(&state, &facts, &Circumstances::default());
+            assert_eq!(matches!(result, Err(Error::Overlap { .. })), overlaps, "{network}");
+        }
+        state.bridges[0].networks = vec!["10.0.0.0/8".parse().unwrap(), "10.1.0.0/16".parse().unwrap()];
+        assert!(plan(&state, &facts, &Circumstances::default()).is_err());
+    }
+
+    #[test]
+    fn a_forward_stands_under_every_uplink_address_or_the_named_one() {
+        let (mut state, facts) = host();
+        let spec = |text: &str| text.parse().unwrap();
+        state.forwards = vec![
+            crate::forwards::PortForward { id: 1, spec: spec("80:192.168.122.9:80") },
+            crate::forwards::PortForward { id: 2, spec: spec("192.0.2.7:81:192.168.122.9:80") },
+            crate::forwards::PortForward { id: 3, spec: spec("82:10.9.9.9:80") },
+        ];
+        let plan = plan(&state, &facts, &Circumstances::default()).unwrap();
+        let addresses: Vec<Address> = plan.forward.iter().map(|(key, _)| key.address).collect();
+        assert_eq!(addresses, [Address::new([198, 51, 100, 2]), Address::new([192, 0, 2, 7])]);
+        assert_eq!(plan.warnings.len(), 1);
+    }
+
+    #[test]
+    fn what_is_missing_is_a_warning() {
+        let (mut state, facts) = host();
+        state.bridges.push(Bridge { name: "virbr9".into(), networks: Vec::new() });
+        state.uplinks = Vec::new();
+        let plan = plan(&state, &facts, &Circumstances::default()).unwrap();
+        assert_eq!(plan.warnings.len(), 2);
+        assert!(plan.uplink.is_empty());
+    }
+}

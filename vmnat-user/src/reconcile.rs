@@ -1,0 +1,219 @@
+//! Reconcile: makes maps, hooks and kernel settings what state and interfaces say; the only thing that does.
+//!
+//! It may run at any time and any number of times: what is right already is not touched, and every change is
+//! told. Maps are filled before the first hook is attached. Flows are told to look at their way again
+//! (`Settings::generation`) only when something they depend on has changed.
+
+mod leases;
+pub mod settings;
+pub mod sysctls;
+
+use std::{collections::HashMap, fmt::Debug, hash::Hash, net::Ipv4Addr};
+
+use anyhow::{Context as _, Result};
+use bytemuck::Pod;
+use ipnet::Ipv4Net;
+use rtnetlink::Handle;
+use vmnat_common::{
+    flow::{FlowKey, Side},
+    forward::{Forward, ForwardKey},
+    network::{Network, NetworkKey},
+    reap::{Mode, Verdict},
+    session::Session,
+    uplink::Uplink,
+};
+
+use crate::{
+    facts::{self, Facts},
+    link,
+    paths::Instance,
+    plan::{self, Circumstances, Plan},
+    state::State,
+    tables::{Table, Tables},
+};
+
+/// What a reconcile did.
+#[derive(Debug, Default)]
+pub struct Reconciled {
+    /// A line for each change that an operator would want to know of.
+    pub changes: Vec<String>,
+    /// What could not be done at single interfaces.
+    pub failures: Vec<anyhow::Error>,
+}
+
+/// Makes everything true.
+///
+/// # Errors
+/// When the networks overlap, or the kernel refuses a map's change. What fails at one interface alone is in
+/// [`Reconciled::failures`].
+pub async fn reconcile(
+    instance: &Instance,
+    handle: &Handle,
+    tables: &Tables,
+    state: &mut State,
+    facts: &Facts,
+) -> Result<Reconciled> {
+    let mut done = Reconciled::default();
+    // Refuse what cannot be before anything is touched.
+    plan::plan(state, facts, &Circumstances::default())?;
+    sysctls::settle(state, facts, &mut done);
+    let circumstances =
+        Circumstances { obstructed: obstructed(state, facts), closed: sysctls::closed(state) };
+    let plan = plan::plan(state, facts, &circumstances)?;
+    settings::settle(tables, state)?;
+    let moved = settle_maps(tables, &plan, facts, &mut done)?;
+    let leases = leases::settle(tables, &plan, facts)?;
+    let synced = link::sync(instance, handle, state, &plan.hooks).await?;
+    done.changes.extend(synced.changes);
+    done.failures.extend(synced.failures);
+    if moved || leases {
+        tables.bump_generation()?;
+    }
+    state.warnings = plan.warnings;
+    state.warnings.extend(done.failures.iter().map(|failure| format!("{failure:#}")));
+    Ok(done)
+}
+
+/// Checks that a state can be made true with these interfaces.
+///
+/// # Errors
+/// [`crate::error::Error::Overlap`].
+pub fn check(state: &State, facts: &Facts) -> Result<()> {
+    plan::plan(state, facts, &Circumstances::default())?;
+    Ok(())
+}
+
+/// Removes every flow that `is_doomed` picks by its guest-side entry; tells how many.
+///
+/// # Errors
+/// What the kernel answers.
+pub fn flush(tables: &Tables, is_doomed: impl Fn(&FlowKey, &Session) -> bool) -> Result<usize> {
+    let mut doomed = Vec::new();
+    for batch in tables.flows() {
+        let guests = batch?.into_iter().filter(|(key, _)| key.side == Side::Guest as u8);
+        doomed.extend(guests.filter(|(key, session)| is_doomed(key, session)).map(|(key, _)| key));
+    }
+    let verdicts = tables.reap(Mode::Remove, &doomed)?;
+    Ok(verdicts.into_iter().filter(|verdict| *verdict == Verdict::Removed).count())
+}
+
+/// Ports with an ingress filter that is not vmnat's own.
+fn obstructed(state: &State, facts: &Facts) -> HashMap<u32, String> {
+    let bridges = state.bridges.iter().filter_map(|bridge| facts.link(&bridge.name));
+    let mut obstructed = HashMap::new();
+    for port in bridges.flat_map(|bridge| facts.ports_of(bridge.index)) {
+        // The port may be gone by now.
+        let filters = facts::ingress_filters(port.index).unwrap_or_default();
+        let foreign = filters.into_iter().find(|filter| {
+            !state.filters.iter().any(|own| {
+                own.ifindex == port.index && own.priority == filter.preference && own.handle == filter.handle
+            })
+        });
+        if let Some(filter) = foreign {
+            obstructed.insert(port.index, format!("a {} filter", filter.kind));
+        }
+    }
+    obstructed
+}
+
+/// Fills the maps; true when flows must look at their way again.
+fn settle_maps(tables: &Tables, plan: &Plan, facts: &Facts, done: &mut Reconciled) -> Result<bool> {
+    let uplinks = tables.uplink.entries()?;
+    let networks = tables.network.entries()?;
+    let mut moved = false;
+    let mut note = |lines: Vec<String>| {
+        moved |= !lines.is_empty();
+        done.changes.extend(lines);
+    };
+    note(settle(&tables.uplink, &plan.uplink, |index, value| {
+        format!("uplink {} with address {}", facts.name_of(*index), value.address)
+    })?);
+    note(settle(&tables.bridge_port, &plan.bridge_port, |index, value| {
+        let name = facts.name_of(*index);
+        if *index == value.bridge {
+            format!("bridge {name}")
+        } else {
+            format!("port {name} of {}", facts.name_of(value.bridge))
+        }
+    })?);
+    note(settle(&tables.network, &plan.network, |key, value| {
+        format!("network {}/{} behind {}", key.address, key.prefix, facts.name_of(value.bridge))
+    })?);
+    let forwards = with_counts(tables, plan)?;
+    note(settle(&tables.forward, &forwards, |key, value| {
+        format!("port forward {}:{} to {}", key.address, key.port, value.target())
+    })?);
+    let flushed = flush_orphans(tables, &uplinks, &networks, plan)?;
+    if flushed > 0 {
+        done.changes.push(format!("removed {flushed} flows of what is gone"));
+    }
+    Ok(moved)
+}
+
+/// The port forwards that are wanted, with the connections that the kernel has counted for them.
+fn with_counts(tables: &Tables, plan: &Plan) -> Result<Vec<(ForwardKey, Forward)>> {
+    let mut forwards = plan.forward.clone();
+    for (key, value) in &mut forwards {
+        if let Some(counted) = tables.forward.get(key)? {
+            value.connections = counted.connections;
+        }
+    }
+    Ok(forwards)
+}
+
+/// Makes a map hold exactly these entries; a line for each that came or went.
+fn settle<K, V>(
+    table: &Table<K, V>,
+    wanted: &[(K, V)],
+    label: impl Fn(&K, &V) -> String,
+) -> Result<Vec<String>>
+where
+    K: Pod + Eq + Hash + Debug,
+    V: Pod + PartialEq,
+{
+    let wanted: HashMap<K, V> = wanted.iter().copied().collect();
+    let present: HashMap<K, V> = table.entries()?.into_iter().collect();
+    let mut lines = Vec::new();
+    for (key, value) in &present {
+        if !wanted.contains_key(key) {
+            table.remove(key).with_context(|| format!("remove {}", label(key, value)))?;
+            lines.push(format!("removed {}", label(key, value)));
+        }
+    }
+    for (key, value) in &wanted {
+        let before = present.get(key);
+        if before != Some(value) {
+            table.set(key, value).with_context(|| format!("write {}", label(key, value)))?;
+            let verb = if before.is_some() { "changed" } else { "added" };
+            lines.push(format!("{verb} {}", label(key, value)));
+        }
+    }
+    lines.sort_unstable();
+    Ok(lines)
+}
+
+/// Removes the flows whose external address, uplink or network has gone.
+fn flush_orphans(
+    tables: &Tables,
+    uplinks: &[(u32, Uplink)],
+    networks: &[(NetworkKey, Network)],
+    plan: &Plan,
+) -> Result<usize> {
+    let kept = |index: u32, address| {
+        plan.uplink.iter().any(|(kept, uplink)| *kept == index && uplink.address == address)
+    };
+    let lost_uplink = uplinks.iter().any(|(index, uplink)| !kept(*index, uplink.address));
+    let lost_network = networks.iter().any(|(key, _)| !plan.network.iter().any(|(kept, _)| kept == key));
+    if !lost_uplink && !lost_network {
+        return Ok(0);
+    }
+    let guests: Vec<Ipv4Net> = plan.network.iter().filter_map(|(key, _)| subnet(*key)).collect();
+    flush(tables, |key, session| {
+        let has_network = guests.iter().any(|network| network.contains(&Ipv4Addr::from(key.source)));
+        !has_network || !kept(session.out_if, session.address)
+    })
+}
+
+fn subnet(key: NetworkKey) -> Option<Ipv4Net> {
+    Ipv4Net::new(key.address.into(), u8::try_from(key.prefix).ok()?).ok()
+}

@@ -1,0 +1,120 @@
+//! Settings and port pool.
+
+use std::{fs::File, io::Read as _};
+
+use anyhow::{Context as _, Result, bail};
+use vmnat_common::{Protocol, SCHEMA_VERSION, settings::Settings, timeout::Timeouts};
+
+use crate::{
+    host_ports::{self, DEFAULT_RANGE},
+    state::State,
+    tables::Tables,
+};
+
+/// Writes what differs. Secret, clock rate and generation stay once they are chosen.
+pub(super) fn settle(tables: &Tables, state: &State) -> Result<()> {
+    let current = tables.settings()?;
+    let hertz = if current.hertz == 0 { tables.find_hertz()? } else { current.hertz };
+    let secret = if current.secret == [0, 0] { random()? } else { current.secret };
+    let pool = settle_pool(tables, state)?;
+    let wanted = Settings {
+        schema: SCHEMA_VERSION,
+        epoch_shift: Settings::epoch_shift_for(hertz),
+        hertz,
+        secret,
+        pool_first: pool.first,
+        pool_last: pool.last,
+        timeouts: timeouts(state)?.in_jiffies(hertz),
+        ..current
+    };
+    if wanted != current {
+        tables.set_settings(&wanted)?;
+    }
+    Ok(())
+}
+
+/// Takes the ports that the host holds, and those of forwards, out of the pool.
+///
+/// # Errors
+/// When `/proc` does not say what is taken, or the kernel refuses.
+pub fn settle_pool(tables: &Tables, state: &State) -> Result<host_ports::Pool> {
+    let forwards: Vec<(Protocol, u16)> =
+        state.forwards.iter().map(|forward| (forward.spec.protocol, forward.spec.port)).collect();
+    let pool = host_ports::pool(&DEFAULT_RANGE, &host_ports::taken()?, &forwards);
+    for (index, word) in (0_u32..).zip(pool.words.iter()) {
+        if tables.port_pool.get(&index)? != Some(*word) {
+            tables.port_pool.set(&index, word)?;
+        }
+    }
+    Ok(pool)
+}
+
+/// The timeouts in seconds: the defaults, and what was asked for.
+///
+/// # Errors
+/// When a name is unknown.
+pub fn timeouts(state: &State) -> Result<Timeouts> {
+    let mut timeouts = Timeouts::SECONDS;
+    for (name, seconds) in &state.timeouts {
+        match field(&mut timeouts, name) {
+            Some(field) => *field = *seconds,
+            None => bail!("there is no timeout {name}"),
+        }
+    }
+    Ok(timeouts)
+}
+
+/// Names of all timeouts.
+pub const TIMEOUTS: [&str; 11] = [
+    "tcp_half_open",
+    "tcp_established",
+    "tcp_half_closed",
+    "tcp_closed",
+    "tcp_reset",
+    "udp_unreplied",
+    "udp_replied",
+    "udp_dns",
+    "icmp",
+    "other",
+    "mapping_rest",
+];
+
+fn field<'a>(timeouts: &'a mut Timeouts, name: &str) -> Option<&'a mut u32> {
+    Some(match name {
+        "tcp_half_open" => &mut timeouts.tcp_half_open,
+        "tcp_established" => &mut timeouts.tcp_established,
+        "tcp_half_closed" => &mut timeouts.tcp_half_closed,
+        "tcp_closed" => &mut timeouts.tcp_closed,
+        "tcp_reset" => &mut timeouts.tcp_reset,
+        "udp_unreplied" => &mut timeouts.udp_unreplied,
+        "udp_replied" => &mut timeouts.udp_replied,
+        "udp_dns" => &mut timeouts.udp_dns,
+        "icmp" => &mut timeouts.icmp,
+        "other" => &mut timeouts.other,
+        "mapping_rest" => &mut timeouts.mapping_rest,
+        _ => return None,
+    })
+}
+
+fn random() -> Result<[u32; 2]> {
+    let mut words = [0_u32; 2];
+    File::open("/dev/urandom")
+        .and_then(|mut source| source.read_exact(bytemuck::bytes_of_mut(&mut words)))
+        .context("read /dev/urandom")?;
+    Ok(words)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_timeout_has_its_name() {
+        let mut timeouts = Timeouts::SECONDS;
+        for name in TIMEOUTS {
+            *field(&mut timeouts, name).unwrap() = 7;
+        }
+        assert!(bytemuck::cast_slice::<_, u32>(&[timeouts]).iter().all(|seconds| *seconds == 7));
+        assert!(field(&mut timeouts, "nonsense").is_none());
+    }
+}

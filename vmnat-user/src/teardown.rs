@@ -1,0 +1,111 @@
+//! Teardown: leaves the host as it was found, goes on after an error, and reports all of them.
+
+use std::{fs, io};
+
+use anyhow::{Context as _, Result};
+use rtnetlink::Handle;
+
+use crate::{
+    agent, dataplane,
+    error::Error,
+    facts, link,
+    paths::Instance,
+    reconcile::sysctls,
+    state::{self, HookMode, Lock, State},
+};
+
+/// What a teardown did.
+#[derive(Debug, Default)]
+pub struct TornDown {
+    /// A line for each thing that was removed.
+    pub removed: Vec<String>,
+    /// A line for each step that failed.
+    pub failures: Vec<String>,
+}
+
+impl TornDown {
+    fn note(&mut self, result: Result<Option<String>>) {
+        match result {
+            Ok(line) => self.removed.extend(line),
+            Err(error) => self.failures.push(format!("{error:#}")),
+        }
+    }
+}
+
+/// True when there is anything to take down: a state, or pins of any schema.
+#[must_use]
+pub fn exists(instance: &Instance) -> bool {
+    instance.state().exists() || instance.pins().exists()
+}
+
+/// Ends the agent, detaches every hook, puts kernel settings back, removes pins and state.
+///
+/// # Errors
+/// [`Error::NotRunning`] when there is nothing, [`Error::Locked`] when another command is at it.
+pub async fn teardown(instance: &Instance, handle: &Handle) -> Result<TornDown> {
+    if !exists(instance) {
+        return Err(Error::NotRunning { instance: instance.to_string(), option: instance.option() }.into());
+    }
+    let lock = Lock::take(instance)?;
+    let mut done = TornDown::default();
+    let mut state = match state::find(instance) {
+        Ok(state) => state.unwrap_or_else(|| State::new(HookMode::Tcx)),
+        Err(error) => {
+            done.failures.push(format!("{error:#}"));
+            State::new(HookMode::Tcx)
+        }
+    };
+    done.note(agent::end(instance).map(|ran| ran.then(|| "ended the agent".to_owned())));
+    let synced = link::detach_all(instance, handle, &mut state).await;
+    done.removed.extend(synced.changes);
+    done.failures.extend(synced.failures.iter().map(|failure| format!("{failure:#}")));
+    restore_sysctls(&mut state, handle, &mut done).await;
+    match dataplane::unpin(instance) {
+        Ok(false) => {}
+        Ok(true) => {
+            done.removed.push(format!("removed maps and programs below {}", instance.pins().display()))
+        }
+        Err(error) => done.failures.push(format!("remove {}: {error}", instance.pins().display())),
+    }
+    if done.failures.is_empty() {
+        done.note(remove_state(lock, instance));
+    } else {
+        // What could not be undone stays on record, for the next attempt.
+        done.note(lock.save(&state).map(|()| None));
+    }
+    Ok(done)
+}
+
+async fn restore_sysctls(state: &mut State, handle: &Handle, done: &mut TornDown) {
+    let facts = match facts::gather(handle).await {
+        Ok(facts) => facts,
+        Err(error) => {
+            done.failures.push(format!("{error:#}"));
+            return;
+        }
+    };
+    for record in std::mem::take(&mut state.sysctls) {
+        match sysctls::restore(&record, facts.link_at(record.ifindex).is_some()) {
+            Ok(line) => done.removed.extend(line),
+            Err(error) => {
+                done.failures.push(format!("{error:#}"));
+                state.sysctls.push(record);
+            }
+        }
+    }
+}
+
+fn remove_state(lock: Lock, instance: &Instance) -> Result<Option<String>> {
+    let path = instance.run();
+    match lock.remove_all() {
+        Ok(()) => Ok(Some(format!("removed {}", path.display()))),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(error).with_context(|| format!("remove {}", path.display())),
+    }
+}
+
+/// True when no file of the instance is left.
+#[must_use]
+pub fn is_clean(instance: &Instance) -> bool {
+    !instance.pins().exists() && fs::metadata(instance.run()).is_err()
+}
