@@ -82,7 +82,7 @@ pub fn ensure_lab() -> Result<()> {
 }
 
 /// Loads what no kernel loads by itself, and turns it off for the machine's own bridges at once: it starts out
-/// sending what they carry through iptables (`brnf_init_net` of `net/bridge/br_netfilter_hooks.c`).
+/// sending what they carry through iptables (`br_netfilter_sysctl_default` in `net/bridge/br_netfilter_hooks.c`).
 fn load_br_netfilter() -> Result<()> {
     let settings = Path::new("/proc/sys/net/bridge");
     if settings.exists() {
