@@ -19,7 +19,7 @@ use aya::{
     programs::{ProgramError, SchedClassifier},
 };
 use nix::{
-    mount::{MsFlags, mount},
+    mount::{MsFlags, mount, umount},
     sys::statfs::{FsType, statfs},
 };
 
@@ -128,6 +128,16 @@ pub fn ensure_bpffs() -> Result<bool> {
     mount(Some("bpf"), BPF_FS, Some("bpf"), MsFlags::empty(), Some("mode=0700"))
         .map_err(|error| Error::NoBpfFs { why: error.desc().to_owned() })?;
     Ok(true)
+}
+
+/// Unmounts the BPF file system that [`ensure_bpffs`] mounted, unless somebody else uses it by now; true when it did.
+#[must_use]
+pub fn release_bpffs() -> bool {
+    // The kernel itself puts `maps.debug` and `progs.debug` there.
+    let is_kernels = |name: &std::ffi::OsStr| name.to_string_lossy().ends_with(".debug");
+    let Ok(mut entries) = fs::read_dir(BPF_FS) else { return false };
+    let in_use = entries.any(|entry| entry.map_or(true, |entry| !is_kernels(&entry.file_name())));
+    !in_use && umount(BPF_FS).is_ok()
 }
 
 /// True when every map and every program of the instance is pinned.

@@ -1,6 +1,6 @@
 //! Teardown: leaves the host as it was found, goes on after an error, and reports all of them.
 
-use std::{fs, io};
+use std::io;
 
 use anyhow::{Context as _, Result};
 use rtnetlink::Handle;
@@ -32,10 +32,10 @@ impl TornDown {
     }
 }
 
-/// True when there is anything to take down: a state, or pins of any schema.
+/// True when there is anything to take down: what is kept in `/run`, or pins of any schema.
 #[must_use]
 pub fn exists(instance: &Instance) -> bool {
-    instance.state().exists() || instance.pins().exists()
+    instance.run().exists() || instance.pins().exists()
 }
 
 /// Ends the agent, detaches every hook, puts kernel settings back, removes pins and state.
@@ -63,9 +63,12 @@ pub async fn teardown(instance: &Instance, handle: &Handle) -> Result<TornDown> 
     match dataplane::unpin(instance) {
         Ok(false) => {}
         Ok(true) => {
-            done.removed.push(format!("removed maps and programs below {}", instance.pins().display()))
+            done.removed.push(format!("removed maps and programs below {}", instance.pins().display()));
         }
         Err(error) => done.failures.push(format!("remove {}: {error}", instance.pins().display())),
+    }
+    if state.mounted_bpffs && done.failures.is_empty() && dataplane::release_bpffs() {
+        done.removed.push(format!("unmounted the BPF file system at {}", crate::paths::BPF_FS));
     }
     if done.failures.is_empty() {
         done.note(remove_state(lock, instance));
@@ -102,10 +105,4 @@ fn remove_state(lock: Lock, instance: &Instance) -> Result<Option<String>> {
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
         Err(error) => Err(error).with_context(|| format!("remove {}", path.display())),
     }
-}
-
-/// True when no file of the instance is left.
-#[must_use]
-pub fn is_clean(instance: &Instance) -> bool {
-    !instance.pins().exists() && fs::metadata(instance.run()).is_err()
 }

@@ -17,7 +17,7 @@ use crate::{
     facts::{self, Facts},
     launch, link,
     paths::Instance,
-    reconcile::{Reconciled, settings::TIMEOUTS},
+    reconcile::{self, Reconciled, settings::TIMEOUTS},
     state::{self, Bridge, DEFAULT_FLOWS, HookMode, Lock, State},
     takeover, teardown,
 };
@@ -88,25 +88,36 @@ pub async fn run(instance: &Instance, args: Args) -> Result<()> {
     let mounted = dataplane::ensure_bpffs()?;
     let handle = change::connect()?;
     let facts = wait_for_interfaces(instance, &args, &handle).await?;
-    let (lock, is_first) = lock(instance)?;
+    let lock = Lock::take(instance)?;
+    let is_first = !instance.state().exists();
+    if let Err(error) = bring_up(instance, lock, &args, &handle, facts, mounted).await {
+        if is_first {
+            let undone = teardown::teardown(instance, &handle).await;
+            tracing::debug!("what was begun is undone: {undone:?}");
+        }
+        return Err(error);
+    }
+    settle_agent(instance, args.foreground).await
+}
+
+/// Puts what was asked for into the state, and makes it true.
+async fn bring_up(
+    instance: &Instance,
+    lock: Lock,
+    args: &Args,
+    handle: &Handle,
+    facts: Facts,
+    mounted: bool,
+) -> Result<()> {
     let known = state::find(instance)?;
     let mut state = known.clone().unwrap_or_else(|| State::new(link::kernel_mode()));
-    merge(&mut state, known.as_ref(), &args, &facts)?;
-    if is_first {
+    merge(&mut state, known.as_ref(), args, &facts)?;
+    reconcile::check(&state, &facts)?;
+    if known.is_none() {
         state.log = launch::log_place(instance);
     }
     let change = Change::with(instance, handle.clone(), lock, state, facts);
-    let started = start(instance, change, known.as_ref(), mounted).await;
-    match started {
-        Ok(()) => {}
-        Err(error) => {
-            if is_first {
-                let _ = teardown::teardown(instance, &handle).await;
-            }
-            return Err(error);
-        }
-    }
-    settle_agent(instance, args.foreground).await
+    start(instance, change, known.as_ref(), mounted).await
 }
 
 /// Fails unless the user is root.
@@ -115,12 +126,6 @@ pub(super) fn need_root(what: &str) -> Result<()> {
         return Ok(());
     }
     Err(Error::NotPermitted { what: what.to_owned() }.into())
-}
-
-/// Locks the instance; true when it has no state yet.
-fn lock(instance: &Instance) -> Result<(Lock, bool)> {
-    let lock = Lock::take(instance)?;
-    Ok((lock, !instance.state().exists()))
 }
 
 /// Loads, reconciles, takes over, and prints what was done.
@@ -132,11 +137,11 @@ async fn start(instance: &Instance, mut change: Change, known: Option<&State>, m
     let loaded = load(instance, &mut change.state)?;
     change.save()?;
     let done = change.apply().await?;
-    if known.is_none() && !done.failures.is_empty() {
+    let is_new = known.is_none();
+    if is_new && !done.failures.is_empty() {
         let steps = done.failures.iter().map(|failure| format!("{failure:#}")).collect();
         return Err(Error::Partial { steps }.into());
     }
-    let is_new = known.is_none();
     let taken = if is_new { Some(takeover::take_over(&change.tables()?)?) } else { None };
     tell(instance, &change, &done, loaded && !is_new)?;
     if let Some(taken) = taken {
