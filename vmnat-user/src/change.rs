@@ -9,6 +9,7 @@ use crate::{
     reconcile::{self, Reconciled},
     state::{self, Lock, State},
     tables::Tables,
+    takeover::{self, TakenOver},
 };
 
 /// Opens a netlink connection in the calling thread's network namespace; needs a tokio runtime.
@@ -82,10 +83,29 @@ impl Change {
     /// When the state cannot be made true; the file then holds what was done.
     pub async fn apply(&mut self) -> Result<Reconciled> {
         let tables = self.tables()?;
-        reconcile::check(&self.state, &self.facts)?;
-        let done =
-            reconcile::reconcile(&self.instance, &self.handle, &tables, &mut self.state, &self.facts).await;
+        let Self { instance, handle, state, facts, .. } = self;
+        let done = reconcile::reconcile(instance, handle, &tables, state, facts).await;
         self.save()?;
         done
+    }
+
+    /// The same for an instance that has just been loaded: before the first packet meets a program, the guests'
+    /// connections are taken over from the kernel.
+    ///
+    /// # Errors
+    /// As [`Change::apply`].
+    pub async fn apply_first(&mut self) -> Result<(Reconciled, TakenOver)> {
+        let tables = self.tables()?;
+        let Self { instance, handle, state, facts, .. } = self;
+        let mut done = Reconciled::default();
+        let first = async {
+            let plan = reconcile::fill(&tables, state, facts, &mut done)?;
+            let taken = takeover::take_over(&tables)?;
+            reconcile::attach(instance, handle, state, &plan, &mut done).await?;
+            Ok(taken)
+        };
+        let taken = first.await;
+        self.save()?;
+        taken.map(|taken| (done, taken))
     }
 }

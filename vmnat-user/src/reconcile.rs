@@ -54,24 +54,48 @@ pub async fn reconcile(
     facts: &Facts,
 ) -> Result<Reconciled> {
     let mut done = Reconciled::default();
+    let plan = fill(tables, state, facts, &mut done)?;
+    attach(instance, handle, state, &plan, &mut done).await?;
+    Ok(done)
+}
+
+/// The first half of [`reconcile`]: kernel settings and maps.
+///
+/// # Errors
+/// As [`reconcile`].
+pub fn fill(tables: &Tables, state: &mut State, facts: &Facts, done: &mut Reconciled) -> Result<Plan> {
     // Refuse what cannot be before anything is touched.
-    plan::plan(state, facts, &Circumstances::default())?;
-    sysctls::settle(state, facts, &mut done);
+    check(state, facts)?;
+    sysctls::settle(state, facts, done);
     let circumstances =
         Circumstances { obstructed: obstructed(state, facts), closed: sysctls::closed(state) };
     let plan = plan::plan(state, facts, &circumstances)?;
     settings::settle(tables, state)?;
-    let moved = settle_maps(tables, &plan, facts, &mut done)?;
+    let moved = settle_maps(tables, &plan, facts, done)?;
     let leases = leases::settle(tables, &plan, facts)?;
-    let synced = link::sync(instance, handle, state, &plan.hooks).await?;
-    done.changes.extend(synced.changes);
-    done.failures.extend(synced.failures);
     if moved || leases {
         tables.bump_generation()?;
     }
-    state.warnings = plan.warnings;
+    Ok(plan)
+}
+
+/// The second half of [`reconcile`]: hooks.
+///
+/// # Errors
+/// As [`reconcile`].
+pub async fn attach(
+    instance: &Instance,
+    handle: &Handle,
+    state: &mut State,
+    plan: &Plan,
+    done: &mut Reconciled,
+) -> Result<()> {
+    let synced = link::sync(instance, handle, state, &plan.hooks).await?;
+    done.changes.extend(synced.changes);
+    done.failures.extend(synced.failures);
+    state.warnings.clone_from(&plan.warnings);
     state.warnings.extend(done.failures.iter().map(|failure| format!("{failure:#}")));
-    Ok(done)
+    Ok(())
 }
 
 /// Checks that a state can be made true with these interfaces.

@@ -19,7 +19,8 @@ use crate::{
     paths::Instance,
     reconcile::{self, Reconciled, settings::TIMEOUTS},
     state::{self, Bridge, DEFAULT_FLOWS, HookMode, Lock, State},
-    takeover, teardown,
+    takeover::TakenOver,
+    teardown,
 };
 
 /// Put the guests behind a bridge online
@@ -136,21 +137,20 @@ async fn start(instance: &Instance, mut change: Change, known: Option<&State>, m
     }
     let loaded = load(instance, &mut change.state)?;
     change.save()?;
-    let done = change.apply().await?;
-    let is_new = known.is_none();
-    if is_new && !done.failures.is_empty() {
-        let steps = done.failures.iter().map(|failure| format!("{failure:#}")).collect();
+    let (done, taken) = if known.is_none() {
+        change.apply_first().await?
+    } else {
+        (change.apply().await?, TakenOver::default())
+    };
+    let steps: Vec<String> = done.failures.iter().map(|failure| format!("{failure:#}")).collect();
+    if known.is_none() && !steps.is_empty() {
         return Err(Error::Partial { steps }.into());
     }
-    let taken = if is_new { Some(takeover::take_over(&change.tables()?)?) } else { None };
-    tell(instance, &change, &done, loaded && !is_new)?;
-    if let Some(taken) = taken {
-        tell_taken(&taken)?;
-    }
+    tell(instance, &change, &done, loaded && known.is_some())?;
+    tell_taken(&taken)?;
     for warning in &change.state.warnings {
         print::line(&format!("warning: {warning}"))?;
     }
-    let steps: Vec<String> = done.failures.iter().map(|failure| format!("{failure:#}")).collect();
     if steps.is_empty() { Ok(()) } else { Err(Error::Partial { steps }.into()) }
 }
 
@@ -181,7 +181,7 @@ fn tell(instance: &Instance, change: &Change, done: &Reconciled, replaced: bool)
     Ok(())
 }
 
-fn tell_taken(taken: &takeover::TakenOver) -> Result<()> {
+fn tell_taken(taken: &TakenOver) -> Result<()> {
     if taken.flows > 0 || taken.skipped > 0 {
         let skipped = match taken.skipped {
             0 => String::new(),
