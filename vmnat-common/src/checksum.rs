@@ -3,6 +3,8 @@
 //! Differences are of words as they lie in memory, so they may be added to any checksum field of the packet
 //! without a change of byte order (RFC 1071 section 2, byte order independence).
 
+#![expect(clippy::arithmetic_side_effects, reason = "sums of a few 16- and 32-bit words never fill 64 bits")]
+
 use crate::endpoint::{Address, Port};
 
 /// Folds a sum to 16 bits.

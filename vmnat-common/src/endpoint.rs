@@ -222,8 +222,11 @@ mod text {
 
     impl fmt::Display for Mac {
         fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-            let [a, b, c, d, e, g] = self.bytes();
-            write!(f, "{a:02x}:{b:02x}:{c:02x}:{d:02x}:{e:02x}:{g:02x}")
+            for (index, byte) in self.bytes().iter().enumerate() {
+                let separator = if index == 0 { "" } else { ":" };
+                write!(f, "{separator}{byte:02x}")?;
+            }
+            Ok(())
         }
     }
 

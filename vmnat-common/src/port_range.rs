@@ -26,7 +26,7 @@ pub const fn pool_bit(protocol: Protocol, port: u16) -> Option<(u32, u64)> {
         Protocol::Udp => 1024,
         Protocol::Icmp => return None,
     };
-    Some((base + (port >> 6) as u32, 1 << (port & 63)))
+    Some((base | (port >> 6) as u32, 1 << (port & 63)))
 }
 
 /// A range of ports, both ends included, at least two wide.
@@ -68,6 +68,7 @@ impl PortRange {
     /// The port of this range that a random draw means, with the parity of `wanted`.
     #[must_use]
     #[expect(clippy::cast_possible_truncation, reason = "the remainder is below 65536")]
+    #[expect(clippy::arithmetic_side_effects, reason = "last lies above first, so the span is 2 to 65536")]
     pub const fn pick(self, draw: u32, wanted: u16) -> u16 {
         let span = (self.last - self.first) as u32 + 1;
         let port = self.first.wrapping_add((draw % span) as u16);
@@ -121,7 +122,7 @@ mod tests {
     proptest! {
         #[test]
         fn search_stays_in_range_and_keeps_parity(first in 1024u16..60_000, span in 2u16..5_000, draw in any::<u32>(), wanted in any::<u16>()) {
-            let range = PortRange::new(first, first + span);
+            let range = PortRange::new(first, first.saturating_add(span));
             let port = range.pick(draw, wanted);
             prop_assert!(range.contains(port));
             prop_assert_eq!(port & 1, wanted & 1);

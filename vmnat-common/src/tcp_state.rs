@@ -127,6 +127,9 @@ mod tests {
 
     use super::{flag::*, *};
 
+    /// A conversation's name, its segments by side, and the stage it must come to.
+    type Row<'a> = (&'a str, &'a [(usize, u8)], Stage);
+
     fn play(segments: &[(usize, u8)]) -> Stage {
         let mut seen = [0, 0];
         for &(side, flags) in segments {
@@ -139,7 +142,7 @@ mod tests {
     fn table_of_conversations() {
         let open = [(0, SYN), (1, SYN | ACK), (0, ACK)];
         let established = [&open[..], &[(1, ACK)]].concat();
-        let rows: &[(&str, &[(usize, u8)], Stage)] = &[
+        let rows: &[Row<'_>] = &[
             ("lone syn", &[(0, SYN)], Stage::HalfOpen),
             ("handshake without the server's data", &open, Stage::HalfOpen),
             ("handshake and data", &established, Stage::Established),

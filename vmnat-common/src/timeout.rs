@@ -58,7 +58,7 @@ impl Timeouts {
     #[must_use]
     pub const fn in_jiffies(self, hertz: u32) -> Self {
         const fn jiffies(seconds: u32, hertz: u32) -> u32 {
-            let product = seconds as u64 * hertz as u64;
+            let product = (seconds as u64).saturating_mul(hertz as u64);
             #[expect(clippy::cast_possible_truncation, reason = "bounded by the comparison")]
             if product > (i32::MAX as u64) { i32::MAX as u32 } else { product as u32 }
         }

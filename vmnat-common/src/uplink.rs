@@ -25,6 +25,6 @@ const _: () = assert!(size_of::<Uplink>() == 16);
 pub struct UplinkFlags;
 
 impl UplinkFlags {
-    /// The interface carries IP without an Ethernet header (tun, WireGuard, ppp).
+    /// The interface carries IP without an Ethernet header (tun, `WireGuard`, ppp).
     pub const NO_ETHERNET: u32 = 1;
 }

@@ -23,16 +23,12 @@ pub fn at_uplink(ctx: &TcContext) -> Result<Outcome, Outcome> {
     }
     let mut packet = Packet::unread();
     parse::ipv4(ctx, Side::Uplink, &mut packet)?;
-    let session = match packet.tracked {
-        Ok(()) => session::find(&packet.key)?,
-        Err(_) => None,
-    };
-    let session = match session {
-        Some(session) => session,
-        None => {
-            invite(ctx, &packet)?;
-            session::find(&packet.key)?.ok_or(Outcome::StaleFlow)?
-        }
+    let found = if packet.tracked.is_ok() { session::find(&packet.key)? } else { None };
+    let session = if let Some(session) = found {
+        session
+    } else {
+        invite(ctx, &packet)?;
+        session::find(&packet.key)?.ok_or(Outcome::StaleFlow)?
     };
     let now = settings::jiffies();
     let epoch = settings::get()?.epoch(now);

@@ -1,7 +1,21 @@
 //! The programs that the kernel runs; this file names them and nothing else.
 //!
 //! On any target but BPF this is an empty program, so that `cargo check --workspace` works on the host.
-#![cfg_attr(target_arch = "bpf", no_std, no_main, feature(core_intrinsics), allow(internal_features))]
+#![cfg_attr(target_arch = "bpf", no_std, no_main, feature(core_intrinsics))]
+#![cfg_attr(
+    target_arch = "bpf",
+    expect(internal_features, reason = "atomic addition without a result has no stable name on this target"),
+    expect(
+        clippy::arithmetic_side_effects,
+        clippy::cast_possible_truncation,
+        reason = "overflow wraps here, there is nobody to panic to; offsets are bounded by the verifier"
+    ),
+    expect(
+        clippy::inline_always,
+        reason = "a stage is a part of its program; only scalars return from a real call"
+    ),
+    expect(clippy::needless_pass_by_value, reason = "the macro hands the context over")
+)]
 
 #[cfg(target_arch = "bpf")]
 mod bridge;

@@ -182,7 +182,7 @@ pub fn source(ctx: &TcContext) -> Option<Address> {
     Some(Address::from_wire(unsafe { load::<u32>(start + L3 + ipv4::SOURCE) }))
 }
 
-/// The frame's EtherType as it lies in a packet.
+/// The frame's `EtherType` as it lies in a packet.
 #[inline(always)]
 pub fn ether_type(ctx: &TcContext) -> u16 {
     read(ctx, offset_of!(__sk_buff, protocol)) as u16
@@ -332,5 +332,5 @@ fn gso_size(ctx: &TcContext) -> u32 {
 #[inline(always)]
 fn read(ctx: &TcContext, field: usize) -> u32 {
     // SAFETY: the context is valid for the program's run, and the offset is that of one of its four-byte fields.
-    unsafe { core::ptr::read_volatile(ctx.skb.skb.cast::<u8>().add(field).cast::<u32>()) }
+    unsafe { core::ptr::read_volatile(ctx.skb.skb.byte_add(field).cast::<u32>()) }
 }

@@ -56,12 +56,10 @@ pub fn macs(ctx: &TcContext, destination: Mac, source: Mac) -> Result<(), Outcom
     if start + L3 > end {
         return Err(Outcome::RewriteFailed);
     }
-    let ([a, b, c, d, e, f], [g, h, i, j, k, l]) = (destination.bytes(), source.bytes());
-    // SAFETY: the comparison above covers the Ethernet header.
+    // SAFETY: the comparison above covers the Ethernet header, and a `Mac` wants no more alignment than a packet has.
     unsafe {
-        store(start + ethernet::DESTINATION, u32::from_ne_bytes([a, b, c, d]));
-        store(start + ethernet::DESTINATION + 4, u32::from_ne_bytes([e, f, g, h]));
-        store(start + ethernet::SOURCE + 2, u32::from_ne_bytes([i, j, k, l]));
+        store(start + ethernet::DESTINATION, destination);
+        store(start + ethernet::SOURCE, source);
     }
     Ok(())
 }

@@ -18,6 +18,12 @@ use vmnat_common::{Address, Mac, Outcome, flow::FlowKey};
 
 const AF_INET: u8 = 2;
 
+/// Sizes of the helpers' structs, which they want as `int`.
+#[expect(clippy::cast_possible_wrap, reason = "64 and 20")]
+const FIB_BYTES: i32 = size_of::<FibLookup>() as i32;
+#[expect(clippy::cast_possible_wrap, reason = "64 and 20")]
+const HOP_BYTES: i32 = size_of::<bpf_redir_neigh>() as i32;
+
 /// A route's answer. Filled in place: a function that is not inlined can return a number only.
 #[derive(Clone, Copy, Default)]
 pub struct Route {
@@ -50,9 +56,8 @@ pub fn lookup(ctx: &TcContext, key: &FlowKey, tos: u8, in_if: u32, route: &mut R
         dmac: [0; 6],
     };
     // SAFETY: both pointers are valid for the call, and the length is the struct's.
-    let answer =
-        unsafe { bpf_fib_lookup(ctx.skb.skb.cast(), &raw mut query, size_of::<FibLookup>() as i32, 0) };
-    let neighbour = match answer as u32 {
+    let answer = unsafe { bpf_fib_lookup(ctx.skb.skb.cast(), &raw mut query, FIB_BYTES, 0) };
+    let neighbour = match answer.cast_unsigned() as u32 {
         BPF_FIB_LKUP_RET_SUCCESS => Mac::new(query.dmac),
         BPF_FIB_LKUP_RET_NO_NEIGH | BPF_FIB_LKUP_RET_FRAG_NEEDED => Mac::ZERO,
         BPF_FIB_LKUP_RET_BLACKHOLE | BPF_FIB_LKUP_RET_UNREACHABLE | BPF_FIB_LKUP_RET_PROHIBIT => {
@@ -82,7 +87,7 @@ pub fn to_neighbour(out_if: u32, next_hop: Address) {
     };
     // SAFETY: the pointer is valid for the call, and the length is the struct's.
     // It fails only for flags that do not exist.
-    unsafe { bpf_redirect_neigh(out_if, &raw mut hop, size_of::<bpf_redir_neigh>() as i32, 0) };
+    unsafe { bpf_redirect_neigh(out_if, &raw mut hop, HOP_BYTES, 0) };
 }
 
 /// Sends the frame out by `out_if` as it is.

@@ -116,10 +116,13 @@ extern "C" fn open_overloaded(_attempt: u32, opening: *mut c_void) -> i64 {
     if !mapping::offer_overloaded(opening.ctx, &opening.packet.key, protocol, &mut opening.external) {
         return 0;
     }
-    opening.result = insert(opening);
-    match opening.result {
+    match insert(opening) {
+        // Taken towards this remote; the result stays "exhausted" unless another turn finds a port.
         Err(Outcome::FlowConflict) => 0,
-        _ => 1,
+        result => {
+            opening.result = result;
+            1
+        }
     }
 }
 
@@ -222,14 +225,14 @@ fn insert(opening: &Opening<'_>) -> Result<(), Outcome> {
     let reverse = key.reverse(external);
     let draft = draft()?;
     write_inbound(draft, opening, &reverse);
-    let inserted = match FLOW.insert(reverse, &*draft, u64::from(BPF_NOEXIST)) {
+    let inserted = match put(&reverse, draft) {
         Ok(()) => true,
         // Its own uplink entry, from another CPU's race or a removal in progress, serves as well.
         Err(EEXIST) if rewritten(&reverse) == Some(key.source_endpoint()) => false,
         Err(error) => return Err(refusal(error)),
     };
     write_outbound(draft, opening);
-    let Err(error) = FLOW.insert(key, &*draft, u64::from(BPF_NOEXIST)) else {
+    let Err(error) = put(key, draft) else {
         return Ok(());
     };
     // When another CPU opened this flow, ours gives way, unless both chose the same endpoint.
@@ -237,6 +240,12 @@ fn insert(opening: &Opening<'_>) -> Result<(), Outcome> {
         let _ = FLOW.remove(reverse);
     }
     if error == EEXIST { Ok(()) } else { Err(Outcome::FlowTableFull) }
+}
+
+/// Inserts an entry unless its key exists; the kernel's error number otherwise.
+#[inline(always)]
+fn put(key: &FlowKey, entry: &Session) -> Result<(), i32> {
+    FLOW.insert(key, entry, u64::from(BPF_NOEXIST))
 }
 
 /// This CPU's place to write an entry before it is inserted: two of them would fill half of the stack.
@@ -297,13 +306,13 @@ fn write_inbound(half: &mut Session, opening: &Opening<'_>, reverse: &FlowKey) {
 pub fn insert_forwarded(
     ctx: &TcContext,
     key: &FlowKey,
-    target: &Endpoint,
+    target: Endpoint,
     bridge: &BridgePort,
     way: &Way,
 ) -> Result<(), Outcome> {
     let external = key.destination_endpoint();
     let half = draft()?;
-    write_half(half, key, external, *target, Flags::FORWARDED | Flags::VIA_NEIGHBOUR);
+    write_half(half, key, external, target, Flags::FORWARDED | Flags::VIA_NEIGHBOUR);
     half.out_if = bridge.bridge;
     half.in_if = parse::interface(ctx);
     half.destination_mac = Mac::ZERO;
@@ -311,18 +320,18 @@ pub fn insert_forwarded(
     half.mtu = bridge.mtu;
     let epoch = half.epoch;
     follow_lease(half, epoch);
-    FLOW.insert(key, &*half, u64::from(BPF_NOEXIST)).map_err(refusal)?;
-    let guest = key.reverse(*target);
+    put(key, half).map_err(refusal)?;
+    let guest = key.reverse(target);
     let (port, station) =
         (if half.has(Flags::VIA_NEIGHBOUR) { 0 } else { half.out_if }, half.destination_mac);
-    write_half(half, &guest, *target, external, Flags::FORWARDED);
+    write_half(half, &guest, target, external, Flags::FORWARDED);
     half.out_if = way.out_if;
     half.in_if = port;
     half.next_hop = way.next_hop;
     half.destination_mac = bridge.mac;
     half.source_mac = station;
     half.mtu = way.uplink.mtu;
-    let Err(error) = FLOW.insert(guest, &*half, u64::from(BPF_NOEXIST)) else { return Ok(()) };
+    let Err(error) = put(&guest, half) else { return Ok(()) };
     let _ = FLOW.remove(key);
     Err(refusal(error))
 }

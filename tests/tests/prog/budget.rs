@@ -1,10 +1,18 @@
 //! What the object may cost: instructions that the verifier walks, and memory of the maps.
 
+use std::os::fd::{AsRawFd as _, OwnedFd};
+
 use aya::{
     EbpfLoader,
     programs::{ProgramError, SchedClassifier},
 };
-use vmnat_user::dataplane::OBJECT;
+use vmnat_user::{
+    dataplane::{self, LoadOptions, OBJECT},
+    paths::Instance,
+    rawbpf::object_get,
+};
+
+use super::rig;
 
 /// Instructions that the verifier may walk for each program. Kernels stop at a million; the budget is what was measured on
 /// 6.18, and half as much again for other kernels.
@@ -39,10 +47,13 @@ fn programs_stay_within_their_budget_of_verified_instructions() -> Result<(), Pr
 
 #[test]
 fn maps_stay_within_their_budget_of_memory() {
-    let object = load();
+    rig::isolate();
+    let instance = Instance::default();
+    dataplane::load(&instance, LoadOptions { flows: 262_144, kernel_log: false })
+        .expect("the object loads (as root)");
     let mut sum = 0;
-    for (name, map) in object.maps() {
-        let bytes = memlock(map.fd());
+    for name in dataplane::map::ALL {
+        let bytes = memlock(&object_get(&instance.map(name)).unwrap());
         println!("{name}: {} KiB", bytes >> 10);
         sum += bytes;
     }
@@ -58,9 +69,8 @@ fn load() -> aya::Ebpf {
 }
 
 /// What the kernel says that a map takes (`memlock` of its fdinfo).
-fn memlock(map: &aya::maps::MapFd) -> u64 {
-    use std::os::fd::{AsFd as _, AsRawFd as _};
-    let info = std::fs::read_to_string(format!("/proc/self/fdinfo/{}", map.as_fd().as_raw_fd())).unwrap();
+fn memlock(map: &OwnedFd) -> u64 {
+    let info = std::fs::read_to_string(format!("/proc/self/fdinfo/{}", map.as_raw_fd())).unwrap();
     let line = info.lines().find_map(|line| line.strip_prefix("memlock:")).expect("fdinfo has memlock");
     line.trim().parse().unwrap()
 }

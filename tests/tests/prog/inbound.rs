@@ -76,7 +76,7 @@ fn the_hosts_own_passes_untouched() {
     let mut arp = answer().bytes();
     arp[12..14].copy_from_slice(&[0x08, 0x06]);
     passes(&mut rig, &arp, Outcome::NotIpv4);
-    let mut v6 = answer().bytes();
+    let mut v6 = Packet::udp(from_world(SERVER), 7, 5000, &[0; 40]).bytes();
     v6[12..14].copy_from_slice(&[0x86, 0xdd]);
     passes(&mut rig, &v6, Outcome::NotIpv4);
 }

@@ -258,7 +258,8 @@ fn context(interface: u32, gso_size: u32) -> [u8; 192] {
     context
 }
 
-fn isolate() {
+/// Gives this thread a network namespace with the topology, and a BPF file system of its own.
+pub fn isolate() {
     let flags = CloneFlags::CLONE_NEWNET | CloneFlags::CLONE_NEWNS | CloneFlags::CLONE_FS;
     unshare(flags).expect("namespaces (root is needed)");
     let none = None::<&str>;

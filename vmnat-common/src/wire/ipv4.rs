@@ -38,7 +38,7 @@ pub const DESTINATION: usize = offset_of!(Ipv4Hdr, dst_addr);
 /// shorter than [`LEN`].
 #[must_use]
 pub const fn header_length(version_ihl: u8) -> Option<usize> {
-    let length = ((version_ihl & 0x0f) as usize) * 4;
+    let length = ((version_ihl & 0x0f) as usize) << 2;
     if version_ihl >> 4 == 4 && length >= LEN { Some(length) } else { None }
 }
 
@@ -85,7 +85,7 @@ mod tests {
             let sum = checksum::full(&header, 0).to_be();
             let (word, diff) = one_hop_less(u16::from_ne_bytes([header[TTL], header[PROTOCOL]]));
             header[TTL..TTL + 2].copy_from_slice(&word.to_ne_bytes());
-            prop_assert_eq!(header[TTL], ttl - 1);
+            prop_assert_eq!(header[TTL], ttl.saturating_sub(1));
             header[CHECKSUM..CHECKSUM + 2].copy_from_slice(&checksum::update(sum, diff).to_ne_bytes());
             prop_assert_eq!(checksum::full(&header, 0), 0);
         }
