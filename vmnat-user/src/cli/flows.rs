@@ -20,7 +20,6 @@ use crate::{
 
 /// Show the flows of guests, or remove some
 #[derive(Clone, Debug, clap::Args)]
-#[command(args_conflicts_with_subcommands = true)]
 pub struct Args {
     #[command(subcommand)]
     action: Option<Action>,
@@ -80,6 +79,10 @@ pub fn run(instance: &Instance, args: &Args) -> Result<()> {
     let Args { action, filter, count, json } = args;
     let filter = Filter::from(filter);
     match action {
+        // clap's own rule would also refuse the global options here.
+        Some(Action::Rm(_)) if !filter.is_empty() || *count || *json => {
+            Err(Error::Usage("write the options of `flows rm` after \"rm\"".to_owned()).into())
+        }
         Some(Action::Rm(args)) => remove(instance, args),
         None if *count => show_count(instance, &filter, *json),
         None => show(instance, &filter, *json),
@@ -287,7 +290,8 @@ mod tests {
             let Some(Action::Rm(args)) = parse(words).unwrap().action else { panic!("{words}") };
             assert_eq!(Filter::from(&args.filter).is_empty() == args.all, fits, "{words}");
         }
-        assert!(parse("--json rm --all").is_err());
+        let misplaced = parse("--port 5 rm --all").unwrap();
+        assert!(run(&Instance::default(), &misplaced).unwrap_err().to_string().contains("after \"rm\""));
     }
 
     fn echo() -> Flow {
