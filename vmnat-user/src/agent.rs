@@ -28,6 +28,7 @@ use crate::{
     error::Error,
     facts::{self, Changes, Watch},
     flows,
+    kernel_log::KernelLog,
     paths::Instance,
     reconcile,
     state::{self, Lock},
@@ -119,6 +120,7 @@ pub async fn run(instance: &Instance, ready: impl FnOnce()) -> Result<()> {
     let mut interrupt = signal(SignalKind::interrupt())?;
     let mut reap = interval(agent.reap_interval.max(Duration::from_millis(50)));
     let mut pool = interval(POOL_INTERVAL);
+    let mut kernel_log = agent.open_kernel_log();
     reap.set_missed_tick_behavior(MissedTickBehavior::Delay);
     agent.reconcile().await;
     info!("the agent of instance {instance} is ready");
@@ -127,6 +129,7 @@ pub async fn run(instance: &Instance, ready: impl FnOnce()) -> Result<()> {
         tokio::select! {
             changes = watch.next() => agent.note(changes.unwrap_or(Changes::ALL)),
             () = due(agent.due) => agent.reconcile().await,
+            true = pump(&mut kernel_log) => {}
             _ = reap.tick() => agent.expire(),
             _ = pool.tick() => agent.settle_pool(),
             _ = hangup.recv() => agent.reconcile().await,
@@ -149,11 +152,24 @@ async fn due(at: Option<Instant>) {
     }
 }
 
+/// Hands the programs' log on, where there is one; false when it has broken.
+async fn pump(kernel_log: &mut Option<KernelLog>) -> bool {
+    let Some(log) = kernel_log else { return future::pending().await };
+    let result = log.pump().await;
+    if let Err(error) = &result {
+        warn!("cannot read the programs' log: {error:#}");
+        *kernel_log = None;
+    }
+    result.is_ok()
+}
+
 struct Agent<'a> {
     instance: &'a Instance,
     handle: Handle,
     tables: Tables,
     reap_interval: Duration,
+    /// The programs log.
+    kernel_log: bool,
     /// When to reconcile.
     due: Option<Instant>,
     /// Routes have changed: flows must look at their way again.
@@ -167,7 +183,13 @@ impl<'a> Agent<'a> {
         let (connection, handle, _) = rtnetlink::new_connection().context("open a netlink socket")?;
         tokio::spawn(connection);
         let reap_interval = Duration::from_millis(state.reap_interval_ms);
-        Ok(Self { instance, handle, tables, reap_interval, due: None, rerouted: false })
+        let kernel_log = state.kernel_log;
+        Ok(Self { instance, handle, tables, reap_interval, kernel_log, due: None, rerouted: false })
+    }
+
+    fn open_kernel_log(&self) -> Option<KernelLog> {
+        let opened = self.kernel_log.then(|| KernelLog::open(self.instance))?;
+        opened.inspect_err(|error| warn!("cannot read the programs' log: {error:#}")).ok()
     }
 
     /// Plans a reconcile for what has changed.

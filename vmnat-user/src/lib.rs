@@ -12,6 +12,7 @@ pub mod flows;
 pub mod forwards;
 pub mod host_ports;
 pub mod journal;
+pub mod kernel_log;
 pub mod launch;
 pub mod leases;
 pub mod link;

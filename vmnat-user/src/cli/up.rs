@@ -91,12 +91,17 @@ pub async fn run(instance: &Instance, args: Args) -> Result<()> {
     let facts = wait_for_interfaces(instance, &args, &handle).await?;
     let lock = Lock::take(instance)?;
     let is_first = !instance.state().exists();
+    let logged = state::find(instance)?.is_some_and(|state| state.kernel_log);
     if let Err(error) = bring_up(instance, lock, &args, &handle, facts, mounted).await {
         if is_first {
             let undone = teardown::teardown(instance, &handle).await;
             tracing::debug!("what was begun is undone: {undone:?}");
         }
         return Err(error);
+    }
+    if args.kernel_log && !logged {
+        // Another agent reads what the programs log.
+        agent::end(instance)?;
     }
     settle_agent(instance, args.foreground).await
 }
