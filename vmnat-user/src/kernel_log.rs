@@ -22,7 +22,8 @@ impl KernelLog {
         let program = rawbpf::object_get(&instance.program(program::OUTBOUND_PORT))?;
         let id = rawbpf::program_id(program.as_fd())?;
         let logger = EbpfLogger::init_from_id_with_logger(id, ToTracing).context("find the programs' log")?;
-        let logger = AsyncFd::register_with_interest(logger, Interest::READABLE)?;
+        // SAFETY: the logger owns its ring buffer, whose descriptor stays open, and the same, until it is dropped.
+        let logger = unsafe { AsyncFd::register_with_interest(logger, Interest::READABLE) }?;
         Ok(Self { logger })
     }
 
