@@ -216,7 +216,7 @@ fn make_initramfs(kernel: &Kernel) -> Result<Vec<u8>> {
         archive.file(library.trim_start_matches('/'), 0o755, &fs::read(&library)?);
     }
     for (number, module) in kernel.modules.iter().enumerate() {
-        archive.file(&format!("mod/{:02}.ko", number), 0o644, &read_module(module)?);
+        archive.file(&format!("mod/{number:02}.ko"), 0o644, &read_module(module)?);
     }
     archive.file("www/index.html", 0o644, b"served by the guest\n");
     archive.file("www/bytes", 0o644, &service::content(SERVED));

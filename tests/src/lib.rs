@@ -11,6 +11,10 @@
 //! the built program, driven through its command line alone.
 
 #![expect(
+    clippy::indexing_slicing,
+    reason = "a JSON value indexed by a name that it lacks is null, and packet bytes are of a test's own making"
+)]
+#![expect(
     clippy::arithmetic_side_effects,
     reason = "counts and sizes of a test's own making; an overflow would panic in the debug build that tests run"
 )]

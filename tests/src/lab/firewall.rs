@@ -1,5 +1,7 @@
 //! Firewalls of the VM host: those that forbid what vmnat allows, and counters that show what they get to see.
 
+use std::fmt::Write as _;
+
 use anyhow::Result;
 
 use super::{namespace::Namespace, watch};
@@ -54,13 +56,12 @@ pub fn count_everywhere(host: &Namespace) -> Result<()> {
     let mut ruleset = String::new();
     for family in ["ip", "bridge"] {
         let matching = if family == "bridge" { "ether type ip " } else { "" };
-        let rules: String =
-            TRANSLATED.iter().map(|rule| format!("    {matching}{rule} counter name seen\n")).collect();
+        let rules = TRANSLATED.map(|rule| format!("    {matching}{rule} counter name seen\n")).concat();
         // Ahead of all others, so that no earlier verdict hides a packet from it.
         let chain =
             |hook| format!("  chain {hook} {{\n    type filter hook {hook} priority -500;\n{rules}  }}\n");
-        let chains: String = hooks.into_iter().map(chain).collect();
-        ruleset.push_str(&format!("table {family} audit {{\n  counter seen {{ }}\n{chains}}}\n"));
+        let chains = hooks.map(chain).concat();
+        writeln!(ruleset, "table {family} audit {{\n  counter seen {{ }}\n{chains}}}")?;
     }
     host.nft(&ruleset)
 }
@@ -94,22 +95,23 @@ pub fn legacy_drops(host: &Namespace) -> Result<()> {
     ];
     let mut script = String::new();
     for (table, chains) in tables {
-        script.push_str(&format!("*{table}\n"));
+        writeln!(script, "*{table}")?;
         for chain in chains {
             let drops = table == "filter" && *chain != "OUTPUT";
-            script.push_str(&format!(":{chain} {}\n", if drops { "DROP" } else { "ACCEPT" }));
+            writeln!(script, ":{chain} {}", if drops { "DROP" } else { "ACCEPT" })?;
         }
         for chain in chains {
             for (source, destination) in pairs {
-                script.push_str(&format!("-A {chain} -s {source} -d {destination}\n"));
+                writeln!(script, "-A {chain} -s {source} -d {destination}")?;
             }
         }
         if table == "filter" {
-            script.push_str(
-                "-A INPUT -m conntrack --ctstate ESTABLISHED,RELATED -j ACCEPT\n-A INPUT -i lo -j ACCEPT\n",
-            );
+            writeln!(
+                script,
+                "-A INPUT -m conntrack --ctstate ESTABLISHED,RELATED -j ACCEPT\n-A INPUT -i lo -j ACCEPT"
+            )?;
         }
-        script.push_str("COMMIT\n");
+        writeln!(script, "COMMIT")?;
     }
     host.exec_with(&["iptables-legacy-restore"], &script).map(drop)
 }

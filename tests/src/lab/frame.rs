@@ -16,7 +16,10 @@ pub struct Tap {
     socket: OwnedFd,
 }
 
-const EVERY_PROTOCOL: u16 = (libc::ETH_P_ALL as u16).to_be();
+/// `ETH_P_ALL` in network order.
+const EVERY_PROTOCOL: u16 = 3_u16.to_be();
+/// `AF_PACKET` as the address structure wants it.
+const PACKET_FAMILY: u16 = 17;
 
 impl Tap {
     /// Opens a packet socket that sees every frame of `interface` in `namespace`.
@@ -63,7 +66,7 @@ impl Tap {
         set_option(&socket, libc::SOL_SOCKET, libc::SO_RCVBUFFORCE, &(8_i32 << 20))?;
         // SAFETY: all-zero is a valid sockaddr_ll.
         let mut address: libc::sockaddr_ll = unsafe { std::mem::zeroed() };
-        address.sll_family = libc::AF_PACKET as u16;
+        address.sll_family = PACKET_FAMILY;
         address.sll_protocol = EVERY_PROTOCOL;
         address.sll_ifindex = index.cast_signed();
         // SAFETY: the pointer and length describe `address`, which lives through the call.

@@ -47,6 +47,9 @@ pub const SERVER_HTTP: &str = "198.51.100.10:80";
 /// The TCP and UDP echo of the host, as guests call it.
 pub const GATEWAY_ECHO: &str = "192.168.122.1:7000";
 
+/// The identifier of the host's own pings, which no guest uses.
+const HOSTS_IDENTIFIER: u16 = 0x7e57;
+
 /// MAC of the bridge.
 pub const BRIDGE_MAC: Mac = [0x52, 0x54, 0x00, 0xbb, 0x00, 0x01];
 /// MAC of the uplink.
@@ -301,7 +304,9 @@ impl Lab {
     pub fn assert_host_reaches_the_world(&self) -> Result<()> {
         client::converse(&self.host, SERVER_ECHO).context("the host's own TCP")?;
         client::ask(&self.host, SERVER_ECHO).context("the host's own UDP")?;
-        client::ping(&self.host, SERVER).context("the host's own ping").map(drop)
+        client::ping_as(&self.host, HOSTS_IDENTIFIER, SERVER, client::PATIENCE)
+            .context("the host's own ping")
+            .map(drop)
     }
 
     fn describe(&self) -> String {

@@ -61,6 +61,10 @@ impl Namespace {
     }
 
     /// Runs `work` on a thread of its own inside the namespace. Sockets that it returns stay inside.
+    ///
+    /// # Panics
+    ///
+    /// When `work` does, or the namespace may not be entered.
     pub fn run<T: Send>(&self, work: impl FnOnce() -> T + Send) -> T {
         thread::scope(|scope| {
             let inside = scope.spawn(|| {

@@ -23,7 +23,7 @@ pub const ECHO: u16 = 7000;
 /// The port of the HTTP server.
 pub const HTTP: u16 = 80;
 
-const PATIENCE: Duration = Duration::from_secs(60);
+const PATIENCE: Duration = Duration::from_mins(1);
 const STACK: usize = 128 << 10;
 
 /// A server that ends with this value.
@@ -187,5 +187,6 @@ pub fn content(size: usize) -> Vec<u8> {
 /// SHA-256 in hexadecimal, as `sha256sum` prints it.
 #[must_use]
 pub fn sha256(bytes: &[u8]) -> String {
-    Sha256::digest(bytes).iter().map(|byte| format!("{byte:02x}")).collect()
+    let digest = Sha256::digest(bytes);
+    digest.iter().fold(String::new(), |text, byte| text + &format!("{byte:02x}"))
 }

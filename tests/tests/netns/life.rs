@@ -88,8 +88,8 @@ fn down_spares_what_an_operator_attached(hook: Hook) -> Result<()> {
     let mut lab = Lab::new()?;
     for interface in ["enp3s0", "vnet1"] {
         lab.host.exec(&["tc", "qdisc", "add", "dev", interface, "clsact"])?;
-        // Classic BPF that lets everything through: classify as 0:1, no action.
-        let filter = ["ingress", "prio", "77", "bpf", "bytecode", "1,6 0 0 4294967295", "classid", "0:1"];
+        // Classic BPF that matches nothing: what stands behind it goes on.
+        let filter = ["ingress", "prio", "77", "bpf", "bytecode", "1,6 0 0 0", "classid", "0:1"];
         lab.host.exec(&[&["tc", "filter", "add", "dev", interface], &filter[..]].concat())?;
     }
     let before = Snapshot::take(&lab.host)?;

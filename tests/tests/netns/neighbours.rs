@@ -8,7 +8,7 @@ use std::{
 
 use anyhow::{Result, ensure};
 use vmnat_tests::lab::{
-    EXTERNAL, GATEWAY, GATEWAY_ECHO, Lab, SERVER_ECHO, Setup, client, firewall::NFT_FORWARD_DROP,
+    EXTERNAL, GATEWAY, GATEWAY_ECHO, Lab, SERVER, SERVER_ECHO, Setup, client, firewall::NFT_FORWARD_DROP,
     guest_address, vmnat::Hook,
 };
 
@@ -18,6 +18,7 @@ on_both_hooks!(
     guest_reaches_the_services_of_its_host,
     host_reaches_its_guests,
     host_reaches_the_world_beside_busy_guests,
+    host_pings_with_the_identifier_of_a_guest,
 );
 
 fn talk_to_each_other(lab: &Lab) -> Result<()> {
@@ -107,5 +108,15 @@ fn host_reaches_the_world_beside_busy_guests(hook: Hook) -> Result<()> {
         }
         own
     })?;
+    lab.assert_invariants()
+}
+
+/// 1. guest 1 pings the world with identifier 99; 2. so does the host, to the same server; 3. and guest 1 again.
+fn host_pings_with_the_identifier_of_a_guest(hook: Hook) -> Result<()> {
+    let mut lab = Lab::new()?;
+    lab.up(hook)?;
+    client::ping_as(lab.guest(1)?, 99, SERVER, client::PATIENCE)?;
+    client::ping_as(&lab.host, 99, SERVER, client::PATIENCE)?;
+    client::ping_as(lab.guest(1)?, 99, SERVER, client::PATIENCE)?;
     lab.assert_invariants()
 }

@@ -80,6 +80,7 @@ fn demonstrate() -> Result<()> {
 
     chapter(6, "Side by side");
     println!("{}", report::table(&with_vmnat, &with_masquerade));
+    drop(lab);
     println!("The lab is gone; the machine is as it was.");
     Ok(())
 }
@@ -89,7 +90,8 @@ fn chapter(number: u32, title: &str) {
 }
 
 fn indented(text: &str) -> String {
-    text.trim_end().lines().map(|line| format!("   {line}\n")).collect()
+    let lines: Vec<String> = text.trim_end().lines().map(|line| format!("   {line}\n")).collect();
+    lines.concat()
 }
 
 /// Shows a command of the host and what it prints.
