@@ -32,6 +32,6 @@ pub fn build_lab() -> Result<()> {
 
 /// Replaces this process with a binary of the tests' package.
 pub fn become_binary(name: &str, args: &[String]) -> Result<()> {
-    let path = project::target().join("release").join(name);
-    command::become_program(&mut program(&path.to_string_lossy(), args))
+    let mut binary = program(&project::built(name).to_string_lossy(), args);
+    command::become_program(binary.env(project::VMNAT, project::built("vmnat")))
 }

@@ -12,6 +12,9 @@ pub const TESTS: &str = "vmnat-tests";
 /// dependencies other features, and cargo would build those twice.
 pub const LAB: [&str; 5] = ["--release", "--package", "vmnat-user", "--package", TESTS];
 
+/// Tells the lab which `vmnat` to run: its own path means nothing to it once it is in namespaces below a chroot.
+pub const VMNAT: &str = "VMNAT_BIN";
+
 /// The workspace's root.
 pub fn root() -> &'static Path {
     let here = Path::new(env!("CARGO_MANIFEST_DIR"));
@@ -21,4 +24,9 @@ pub fn root() -> &'static Path {
 /// Where cargo builds: everything that set-up fetches for the project alone lies there too.
 pub fn target() -> PathBuf {
     env::var_os("CARGO_TARGET_DIR").map_or_else(|| root().join("target"), |dir| root().join(dir))
+}
+
+/// A program of the lab, as [`LAB`] builds it.
+pub fn built(name: &str) -> PathBuf {
+    target().join("release").join(name)
 }

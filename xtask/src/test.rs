@@ -99,7 +99,7 @@ impl Tier {
             command.args(project::LAB);
         }
         command.args(self.selection).arg("--").args(self.harness).args(filter);
-        command.env(guest_kernel::VARIABLE, guest_kernel::dir());
+        command.env(guest_kernel::VARIABLE, guest_kernel::dir()).env(project::VMNAT, project::built("vmnat"));
         command
     }
 }
