@@ -44,7 +44,6 @@ report() { name=$1; shift; if out=$("$@" 2>&1); then echo "vm:$name ok $out"; el
 quiet() { "$@" >/dev/null; }
 hash() { sum=$(wget -q -O - "http://$LAB_SERVER/bytes/$LAB_SIZE" | sha256sum); echo "$sum"; [ "${sum%% *}" = "$LAB_HASH" ]; }
 query() { answer=$(nslookup -type=a "$LAB_QUESTION" "$LAB_RESOLVER" | awk '/^Address/{a=$NF} END{print a}'); echo "$answer"; [ "$answer" = "$LAB_EXTERNAL" ]; }
-report gateway quiet ping -q -c 1 -w 5 $LAB_GATEWAY
 report ping quiet ping -q -c 3 -w 10 $LAB_SERVER
 report download hash
 report query query
