@@ -25,6 +25,7 @@ pub mod port_range;
 pub mod reap;
 pub mod session;
 pub mod settings;
+pub mod station;
 pub mod tcp_state;
 pub mod timeout;
 pub mod uplink;

@@ -40,7 +40,7 @@ catalogue! {
         Unmanaged = Passed, "unmanaged", "The interface is none that vmnat manages.";
         Bridged = Passed, "bridged", "Addressed to another station of the bridge, not to the host.";
         NotUnicast = Passed, "not_unicast", "Broadcast or multicast, which no router forwards.";
-        ToHost = Passed, "to_host", "Addressed to the host itself.";
+        ToHost = Passed, "to_host", "Addressed to the host itself, or to where it has no route: the kernel tells them apart.";
         OtherRoute = Passed, "other_route", "The host's routes lead it out by no managed uplink: the kernel and its firewall decide.";
         NoRoute = Passed, "no_route", "The host has no route to the destination: the kernel answers the guest.";
         ForwardingDisabled = Passed, "forwarding_disabled", "Forwarding is off on the bridge, so the kernel would not route it either.";

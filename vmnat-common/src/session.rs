@@ -63,6 +63,8 @@ impl Flags {
     pub const VIA_NEIGHBOUR: u8 = 4;
     /// The flow holds a count on its [`crate::mapping::Mapping`].
     pub const MAPPED: u8 = 8;
+    /// The host's own, seen on its way out: an uplink's entry without a guest's, which keeps guests off the tuple.
+    pub const HOST: u8 = 16;
 }
 
 impl Session {

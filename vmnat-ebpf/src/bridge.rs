@@ -5,13 +5,13 @@
 
 use aya_ebpf::programs::TcContext;
 use vmnat_common::{
-    Outcome,
+    Mac, Outcome,
     bridge::{BridgePort, BridgePortFlags},
+    station::{Station, StationKey},
 };
 
 use crate::{
-    lease,
-    maps::BRIDGE_PORT,
+    maps::{BRIDGE_PORT, STATION},
     parse::{self, Packet},
     route,
 };
@@ -26,16 +26,28 @@ pub fn to_station(ctx: &TcContext, packet: &Packet, port: &BridgePort) -> Result
     if direct != BridgePortFlags::DIRECT {
         return Err(Outcome::Bridged);
     }
-    let Some(lease) = lease::of(packet.key.destination) else { return Err(Outcome::Bridged) };
-    if lease.mac != packet.destination_mac
-        || lease.bridge != port.bridge
-        || lease.port == parse::interface(ctx)
-        || !is_direct(lease.port)
-    {
+    // SAFETY: the map is preallocated: a station that is replaced at this instant sends one frame to another port of
+    // some bridge, as a bridge's own table may.
+    let Some(station) = (unsafe { STATION.get(StationKey::new(port.bridge, packet.destination_mac)) }) else {
+        return Err(Outcome::Bridged);
+    };
+    let out_if = station.port;
+    if out_if == parse::interface(ctx) || !is_direct(out_if) {
         return Err(Outcome::Bridged);
     }
-    route::to_port(lease.port);
+    route::to_port(out_if);
     Ok(Outcome::BridgedDirect)
+}
+
+/// Notes behind which port a station is.
+#[inline(always)]
+pub fn learn(bridge: u32, mac: Mac, port: u32) {
+    let key = StationKey::new(bridge, mac);
+    // SAFETY: as in `to_station`.
+    if unsafe { STATION.get(key) }.is_none_or(|station| station.port != port) {
+        // A full table costs the direct way only.
+        let _ = STATION.insert(key, Station { port }, 0);
+    }
 }
 
 /// True when frames may be redirected straight to this port.

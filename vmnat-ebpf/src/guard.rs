@@ -2,11 +2,19 @@
 //!
 //! A translated packet no longer has such a source, so the check of the source alone is the rule. It holds whatever
 //! the host's routes and firewall do, and for packets that no other program saw.
+//!
+//! The guard also sees the host's own queries. No pool keeps their identifiers apart from those of guests, so it notes
+//! them as flows of the host, and where a guest holds the same tuple the host wins.
 
 use aya_ebpf::{maps::lpm_trie::Key, programs::TcContext};
-use vmnat_common::{Outcome, wire::ethernet};
+use vmnat_common::{Outcome, endpoint::Protocol, flow::Side, wire::ethernet};
 
-use crate::{maps::NETWORK, parse};
+use crate::{
+    maps::NETWORK,
+    parse::{self, Packet},
+    session,
+    verdict::{self, Mark},
+};
 
 /// The egress program of an uplink. A VLAN tag does not matter here: what leaks with a tag leaks too.
 #[inline(always)]
@@ -14,6 +22,21 @@ pub fn at_uplink(ctx: &TcContext) -> Result<Outcome, Outcome> {
     if parse::ether_type(ctx) != ethernet::IPV4 {
         return Err(Outcome::NotIpv4);
     }
-    let source = parse::source(ctx).ok_or(Outcome::Truncated)?;
-    if NETWORK.get(Key::new(32, source)).is_some() { Err(Outcome::LeakedSource) } else { Ok(Outcome::Clean) }
+    let (source, protocol) = parse::source(ctx).ok_or(Outcome::Truncated)?;
+    if NETWORK.get(Key::new(32, source)).is_some() {
+        return Err(Outcome::LeakedSource);
+    }
+    if protocol == Protocol::Icmp.number() && !verdict::finds(ctx, Mark::Translated) {
+        note_query(ctx);
+    }
+    Ok(Outcome::Clean)
+}
+
+/// Notes a query of the host's own.
+#[inline(never)]
+fn note_query(ctx: &TcContext) {
+    let mut packet = Packet::unread();
+    if parse::ipv4(ctx, Side::Guest, &mut packet).is_ok() && packet.tracked.is_ok() {
+        session::note_host(&packet.key);
+    }
 }

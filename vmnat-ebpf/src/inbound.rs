@@ -31,6 +31,10 @@ pub fn at_uplink(ctx: &TcContext) -> Result<Outcome, Outcome> {
         session::find(&packet.key)?.ok_or(Outcome::StaleFlow)?
     };
     let now = settings::jiffies();
+    if session.has(Flags::HOST) {
+        session.last_seen = now as u32;
+        return Ok(Outcome::NoFlow);
+    }
     let epoch = settings::get()?.epoch(now);
     if session.epoch != epoch {
         session::follow_lease(session, epoch);

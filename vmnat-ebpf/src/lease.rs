@@ -11,6 +11,7 @@ use vmnat_common::{
 };
 
 use crate::{
+    bridge,
     maps::{LEASE, NETWORK},
     parse::{self, Packet},
     route::{self, Route},
@@ -20,34 +21,47 @@ use crate::{
 /// Learns from an ARP frame whose sender speaks for itself.
 #[inline(always)]
 pub fn learn_from_arp(ctx: &TcContext, port: &BridgePort) {
-    let Some((address, mac)) = parse::arp_sender(ctx) else { return };
-    if address.is_unspecified() || mac.is_group() || port.flags & BridgePortFlags::IS_BRIDGE != 0 {
+    let Some(sender) = parse::arp_sender(ctx) else { return };
+    if sender.mac.is_group() || sender.station.is_group() {
         return;
     }
-    let Some(network) = NETWORK.get(Key::new(32, address)) else { return };
-    if network.bridge == port.bridge && network.gateway != address {
-        learn(address, mac, parse::interface(ctx), port.bridge);
+    let in_if = parse::interface(ctx);
+    bridge::learn(port.bridge, sender.station, in_if);
+    let Some(network) = NETWORK.get(Key::new(32, sender.address)) else { return };
+    if network.bridge == port.bridge && network.gateway != sender.address {
+        learn(sender.address, sender.mac, in_if, port.bridge);
     }
 }
 
 /// Whether the sender of `packet` may use its source address; learns it where nobody holds the address.
+///
+/// Another MAC is believed when the host's neighbour table has it. The same MAC at another port is believed when the
+/// old port has gone, or once an ARP frame has come in by the new one.
 #[inline(never)]
 pub fn admit(ctx: &TcContext, packet: &Packet, port: &BridgePort) -> Result<(), Outcome> {
-    let in_if = parse::interface(ctx);
-    let at_bridge = port.flags & BridgePortFlags::IS_BRIDGE != 0;
     let (address, mac) = (packet.key.source, packet.source_mac);
-    // SAFETY: the map is preallocated; a lease that is replaced while it is read shows another guest's MAC at worst,
-    // and then the neighbour table decides.
-    let Some(lease) = (unsafe { LEASE.get(address) }).copied() else {
-        learn(address, mac, if at_bridge { 0 } else { in_if }, port.bridge);
-        return Ok(());
-    };
-    if lease.mac != mac && neighbour(ctx, packet, port) != mac {
-        return Err(Outcome::SpoofedSource);
+    // The bridge's hook sees stations whose port has no hook of its own, and cannot tell those ports apart.
+    let in_if = if port.flags & BridgePortFlags::IS_BRIDGE == 0 { parse::interface(ctx) } else { 0 };
+    let lease = of(address).unwrap_or(Lease {
+        port: in_if,
+        bridge: port.bridge,
+        mac: Mac::ZERO,
+        flags: 0,
+        last_seen: 0,
+    });
+    let is_new = lease.mac == Mac::ZERO;
+    if !is_new {
+        let moved = lease.port != in_if && bridge::is_direct(lease.port);
+        if (moved || lease.mac != mac) && (lease.mac == mac || neighbour(ctx, packet, port) != mac) {
+            return Err(Outcome::SpoofedSource);
+        }
     }
-    let known_port = if at_bridge { lease.port } else { in_if };
+    let known_port = if in_if == 0 { lease.port } else { in_if };
     if lease.mac != mac || lease.port != known_port || lease.bridge != port.bridge {
         learn(address, mac, known_port, port.bridge);
+        if known_port != 0 {
+            bridge::learn(port.bridge, mac, known_port);
+        }
     }
     Ok(())
 }

@@ -67,7 +67,7 @@ mod programs {
     /// tcx ingress of a bridge: the same for guests whose port has no hook.
     #[classifier]
     pub fn outbound_bridge(ctx: TcContext) -> i32 {
-        if verdict::was_judged(&ctx) {
+        if verdict::finds(&ctx, verdict::Mark::Judged) {
             verdict::PASS
         } else {
             verdict::settle(&ctx, outbound::at_bridge(&ctx))

@@ -17,6 +17,7 @@ use vmnat_common::{
     port_range::POOL_WORDS,
     session::Session,
     settings::Settings,
+    station::{Station, StationKey},
     uplink::Uplink,
 };
 
@@ -47,6 +48,10 @@ pub static FORWARD: HashMap<ForwardKey, Forward> = HashMap::with_max_entries(65_
 /// Where each guest's address lives.
 #[map]
 pub static LEASE: HashMap<Address, Lease> = HashMap::with_max_entries(16_384, 0);
+
+/// Behind which port each station of a bridge is.
+#[map]
+pub static STATION: HashMap<StationKey, Station> = HashMap::with_max_entries(16_384, 0);
 
 /// One bit a port that guests may be given.
 #[map]

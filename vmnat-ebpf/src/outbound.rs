@@ -4,13 +4,14 @@
 //! sender that does not match, a route that is due for a check) is in [`judge`].
 
 use aya_ebpf::programs::TcContext;
-use vmnat_common::{Outcome, bridge::BridgePort, flow::Side, session::Session};
+use vmnat_common::{Outcome, bridge::BridgePort, endpoint::Protocol, flow::Side, session::Session};
 
 use crate::{
     bridge, classify, lease,
     maps::BRIDGE_PORT,
     parse::{self, Frame, Packet},
     rewrite, route, session, settings,
+    verdict::{self, Mark},
 };
 
 /// The program of a bridge's port.
@@ -56,6 +57,9 @@ fn translate(ctx: &TcContext) -> Result<Outcome, Outcome> {
         port_diff: session.port_diff,
     };
     rewrite::source(ctx, &packet, change)?;
+    if packet.key.protocol == Protocol::Icmp.number() {
+        verdict::leave(ctx, Mark::Translated);
+    }
     route::to_neighbour(session.out_if, session.next_hop);
     Ok(Outcome::TranslatedOutbound)
 }

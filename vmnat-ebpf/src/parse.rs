@@ -153,9 +153,19 @@ pub fn ipv4(ctx: &TcContext, side: Side, packet: &mut Packet) -> Result<(), Outc
     Ok(())
 }
 
+/// The sender of an ARP frame.
+pub struct ArpSender {
+    /// The address that it says is its own.
+    pub address: Address,
+    /// The MAC that it says the address has.
+    pub mac: Mac,
+    /// The station that sent the frame.
+    pub station: Mac,
+}
+
 /// Reads the sender of an Ethernet/IPv4 ARP frame.
 #[inline(always)]
-pub fn arp_sender(ctx: &TcContext) -> Option<(Address, Mac)> {
+pub fn arp_sender(ctx: &TcContext) -> Option<ArpSender> {
     use ethernet::arp;
     let (start, end) = bounds(ctx);
     if start + arp::END > end {
@@ -168,18 +178,21 @@ pub fn arp_sender(ctx: &TcContext) -> Option<(Address, Mac)> {
         {
             return None;
         }
-        let address = Address::from_wire(load::<u32>(start + arp::SENDER_ADDRESS));
-        Some((address, mac(start + arp::SENDER_MAC)))
+        Some(ArpSender {
+            address: Address::from_wire(load::<u32>(start + arp::SENDER_ADDRESS)),
+            mac: mac(start + arp::SENDER_MAC),
+            station: mac(start + ethernet::SOURCE),
+        })
     }
 }
 
-/// The source address of an IPv4 packet on its way out; none when it is too short to have one.
+/// Source address and protocol of an IPv4 packet on its way out; none when it is too short to have them.
 #[inline(always)]
-pub fn source(ctx: &TcContext) -> Option<Address> {
-    let (start, end) = linear(ctx).ok()?;
-    let _ = end;
+pub fn source(ctx: &TcContext) -> Option<(Address, u8)> {
+    let (start, _) = linear(ctx).ok()?;
+    let l3 = start + L3;
     // SAFETY: `linear` made sure of both headers.
-    Some(Address::from_wire(unsafe { load::<u32>(start + L3 + ipv4::SOURCE) }))
+    Some(unsafe { (Address::from_wire(load::<u32>(l3 + ipv4::SOURCE)), load::<u8>(l3 + ipv4::PROTOCOL)) })
 }
 
 /// The frame's `EtherType` as it lies in a packet.

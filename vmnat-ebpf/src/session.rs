@@ -172,6 +172,32 @@ pub fn follow_lease(session: &mut Session, epoch: u16) {
     }
 }
 
+/// Notes that the host itself has sent a query with this tuple, so that its answer is the host's. A guest that has the
+/// same tuple loses it, and gets another identifier with its next packet.
+#[inline(always)]
+pub fn note_host(key: &FlowKey) {
+    let uplink = key.reverse(key.source_endpoint());
+    let Ok(draft) = draft() else { return };
+    if let Ok(Some(session)) = find(&uplink) {
+        if session.has(Flags::HOST) {
+            session.last_seen = settings::jiffies() as u32;
+            return;
+        }
+        let guest = uplink.reverse(session.rewritten());
+        match find(&guest) {
+            Ok(Some(theirs)) if theirs.rewritten() == uplink.destination_endpoint() => {
+                remove(&guest, theirs);
+            }
+            _ => {
+                let _ = FLOW.remove(uplink);
+            }
+        }
+    }
+    write_half(draft, &uplink, Endpoint::default(), Endpoint::default(), Flags::HOST);
+    // Where the table is full the host shares the fate of every NAT: identifiers meet by chance.
+    let _ = put(&uplink, draft);
+}
+
 /// Removes a session by its guest's key and value; true when this call did it.
 #[inline(always)]
 pub fn remove(guest: &FlowKey, session: &Session) -> bool {

@@ -15,10 +15,31 @@ use crate::{maps::OUTCOMES, parse};
 /// Lets the kernel go on with the packet.
 pub const PASS: i32 = TC_ACT_UNSPEC;
 
-/// Written to `tc_index` of what a port's hook passes, so that the bridge's hook does not count it again.
-/// The field survives the bridge (measured on 6.18). A container's owner could forge it on its way to a port
-/// without a hook, and would gain nothing: the guard drops whatever would leave untranslated.
-const JUDGED: u32 = 0x564d;
+/// Marks that one hook leaves for another in `tc_index`, which survives the bridge and redirects (measured on 6.18).
+/// `skb->mark` would not do: firewalls rewrite it and policy routing reads it. A container's owner could forge these on
+/// its way to a port without a hook, and would gain nothing: the guard drops whatever would leave untranslated.
+#[repr(u32)]
+#[derive(Clone, Copy)]
+pub enum Mark {
+    /// A port's hook has passed the packet, so the bridge's hook does not count it again.
+    Judged = 0x564d,
+    /// A guest's query that was translated, so the guard does not take it for the host's own.
+    Translated = 0x564e,
+}
+
+/// Leaves a mark.
+#[inline(always)]
+pub fn leave(ctx: &TcContext, mark: Mark) {
+    // SAFETY: the context is valid for the program's run, and the kernel lets tc programs write `tc_index`.
+    unsafe { core::ptr::write_volatile(&raw mut (*ctx.skb.skb).tc_index, mark as u32) };
+}
+
+/// True when that mark was left.
+#[inline(always)]
+pub fn finds(ctx: &TcContext, mark: Mark) -> bool {
+    // SAFETY: the context is valid for the program's run.
+    unsafe { core::ptr::read_volatile(&raw const (*ctx.skb.skb).tc_index) == mark as u32 }
+}
 
 /// Counts the outcome and returns the kernel's code.
 #[inline(always)]
@@ -41,17 +62,9 @@ pub fn settle(ctx: &TcContext, result: Result<Outcome, Outcome>) -> i32 {
 pub fn settle_at_port(ctx: &TcContext, result: Result<Outcome, Outcome>) -> i32 {
     let code = settle(ctx, result);
     if code == PASS {
-        // SAFETY: the context is valid for the program's run, and the kernel lets tc programs write `tc_index`.
-        unsafe { core::ptr::write_volatile(&raw mut (*ctx.skb.skb).tc_index, JUDGED) };
+        leave(ctx, Mark::Judged);
     }
     code
-}
-
-/// True when the port's hook has passed this packet already.
-#[inline(always)]
-pub fn was_judged(ctx: &TcContext) -> bool {
-    // SAFETY: the context is valid for the program's run.
-    unsafe { core::ptr::read_volatile(&raw const (*ctx.skb.skb).tc_index) == JUDGED }
 }
 
 #[inline(always)]

@@ -54,6 +54,8 @@ pub mod map {
     pub const FORWARD: &str = "FORWARD";
     /// Leases.
     pub const LEASE: &str = "LEASE";
+    /// Stations.
+    pub const STATION: &str = "STATION";
     /// Port bits.
     pub const PORT_POOL: &str = "PORT_POOL";
     /// The settings.
@@ -62,8 +64,8 @@ pub mod map {
     pub const OUTCOMES: &str = "OUTCOMES";
 
     /// All of them.
-    pub const ALL: [&str; 10] =
-        [FLOW, MAPPING, NETWORK, BRIDGE_PORT, UPLINK, FORWARD, LEASE, PORT_POOL, SETTINGS, OUTCOMES];
+    pub const ALL: [&str; 11] =
+        [FLOW, MAPPING, NETWORK, BRIDGE_PORT, UPLINK, FORWARD, LEASE, STATION, PORT_POOL, SETTINGS, OUTCOMES];
 }
 
 /// Names of the programs, as `vmnat-ebpf/src/main.rs` declares them.

@@ -6,6 +6,7 @@
 
 mod leases;
 pub mod settings;
+mod stations;
 pub mod sysctls;
 
 use std::{collections::HashMap, fmt::Debug, hash::Hash, net::Ipv4Addr};
@@ -70,9 +71,13 @@ pub fn fill(tables: &Tables, state: &mut State, facts: &Facts, done: &mut Reconc
     let circumstances =
         Circumstances { obstructed: obstructed(state, facts), closed: sysctls::closed(state) };
     let plan = plan::plan(state, facts, &circumstances)?;
+    if let (true, [(_, name)]) = (state.uplinks.is_empty(), &plan.uplinks[..]) {
+        state.followed.clone_from(name);
+    }
     settings::settle(tables, state)?;
     let moved = settle_maps(tables, &plan, facts, done)?;
     let leases = leases::settle(tables, &plan, facts)?;
+    stations::settle(tables, &plan, facts)?;
     if moved || leases {
         tables.bump_generation()?;
     }

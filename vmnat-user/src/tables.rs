@@ -25,6 +25,7 @@ use vmnat_common::{
     reap::{self, Mode, Verdict},
     session::Session,
     settings::Settings,
+    station::{Station, StationKey},
     uplink::Uplink,
 };
 
@@ -179,6 +180,8 @@ pub struct Tables {
     pub forward: Table<ForwardKey, Forward>,
     /// Leases.
     pub lease: Table<Address, Lease>,
+    /// Stations of the bridges.
+    pub station: Table<StationKey, Station>,
     /// Words of port bits.
     pub port_pool: Table<u32, u64>,
     settings: Table<u32, Settings>,
@@ -235,6 +238,7 @@ impl Tables {
             uplink: Table::open(&instance.map(map::UPLINK))?,
             forward: Table::open(&instance.map(map::FORWARD))?,
             lease: Table::open(&instance.map(map::LEASE))?,
+            station: Table::open(&instance.map(map::STATION))?,
             port_pool: Table::open(&instance.map(map::PORT_POOL))?,
             settings: Table::open(&instance.map(map::SETTINGS))?,
             outcomes: Table::open(&instance.map(map::OUTCOMES))?,

@@ -20,7 +20,7 @@ const VERIFIED: [(&str, u32); 6] = [
     ("outbound_port", 42_000),
     ("outbound_bridge", 42_000),
     ("inbound", 10_000),
-    ("guard", 200),
+    ("guard", 1_000),
     ("reaper", 7_000),
     ("clock", 60),
 ];

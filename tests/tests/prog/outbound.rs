@@ -4,9 +4,9 @@ use vmnat_common::{Address, Outcome, bridge::BridgePortFlags, port_range::POOL_W
 use vmnat_tests::lab::frame::{Ends, Packet};
 
 use super::rig::{
-    BRIDGE, BRIDGE_MAC, DROP, EXTERNAL, FLOWS, GATEWAY, GUEST1, GUEST1_MAC, GUEST2, GUEST2_MAC,
-    IntoAddress as _, OTHER_SERVER, PASS, PORT1, PORT2, REDIRECT, Ran, Rig, SERVER, UPLINK, from_guest1,
-    from_guest2, from_world, question,
+    BRIDGE, DROP, EXTERNAL, FLOWS, GATEWAY, GUEST1, GUEST1_MAC, GUEST2, GUEST2_MAC, IntoAddress as _,
+    OTHER_SERVER, PASS, PORT1, PORT2, REDIRECT, Ran, Rig, SERVER, UPLINK, from_guest1, from_guest2,
+    from_world, question,
 };
 
 const PROGRAM: &str = "outbound_port";
@@ -21,6 +21,17 @@ fn ends_as(rig: &mut Rig, packet: &[u8], outcome: Outcome, code: i32) {
     assert_eq!((ran.outcome, ran.code), (outcome, code));
     assert_eq!(ran.frame, packet, "a packet that is not forwarded is not changed");
     assert_eq!((rig.flows(), rig.mappings()), (0, 0), "and opens nothing");
+}
+
+/// An ARP request for the gateway.
+fn arp(mac: [u8; 6], address: [u8; 4]) -> Vec<u8> {
+    let mut frame = [[0xff; 6], mac].as_flattened().to_vec();
+    frame.extend([0x08, 0x06, 0, 1, 8, 0, 6, 4, 0, 1]);
+    frame.extend(mac);
+    frame.extend(address);
+    frame.extend([0; 6]);
+    frame.extend(GATEWAY);
+    frame
 }
 
 fn external_port(ran: &Ran) -> u16 {
@@ -178,20 +189,24 @@ fn a_full_table_refuses_new_flows_and_keeps_the_old() {
 }
 
 #[test]
-fn a_sibling_cannot_ride_a_live_tuple() {
+fn a_sibling_cannot_ride_a_live_tuple_or_open_another() {
     let mut rig = Rig::new();
     external_port(&rig.run(PROGRAM, PORT1, &question().bytes()));
-    let mut forged = question();
-    forged.from_mac = GUEST2_MAC;
-    let ran = rig.run(PROGRAM, PORT2, &forged.bytes());
-    assert_eq!((ran.code, ran.outcome), (DROP, Outcome::SpoofedSource));
+    for from_mac in [GUEST2_MAC, GUEST1_MAC] {
+        for source_port in [5000, 5001] {
+            let ends = Ends { from_mac, ..from_guest1(SERVER) };
+            let ran = rig.run(PROGRAM, PORT2, &Packet::udp(ends, source_port, 7, b"").bytes());
+            assert_eq!((ran.code, ran.outcome), (DROP, Outcome::SpoofedSource));
+        }
+    }
     external_port(&rig.run(PROGRAM, PORT1, &question().bytes()));
 }
 
 #[test]
-fn a_guest_that_moves_to_another_port_keeps_its_flow() {
+fn a_guest_keeps_its_flow_when_its_port_is_another_after_the_old_one_has_gone() {
     let mut rig = Rig::new();
     let first = external_port(&rig.run(PROGRAM, PORT1, &question().bytes()));
+    rig.tables.bridge_port.remove(&PORT1).unwrap();
     let second = external_port(&rig.run(PROGRAM, PORT2, &question().bytes()));
     assert_eq!((first, rig.flows()), (second, 2));
     let lease = rig.tables.lease.get(&GUEST1.into_address()).unwrap().unwrap();
@@ -199,11 +214,51 @@ fn a_guest_that_moves_to_another_port_keeps_its_flow() {
 }
 
 #[test]
+fn a_guest_keeps_its_flow_when_arp_says_that_it_has_moved() {
+    let mut rig = Rig::new();
+    let first = external_port(&rig.run(PROGRAM, PORT1, &question().bytes()));
+    rig.run(PROGRAM, PORT2, &arp(GUEST1_MAC, GUEST1));
+    let second = external_port(&rig.run(PROGRAM, PORT2, &question().bytes()));
+    assert_eq!((first, rig.flows()), (second, 2));
+}
+
+#[test]
+fn an_address_changes_hands_when_the_neighbour_table_says_so() {
+    let mut rig = Rig::new();
+    rig.lease(GUEST1, GUEST2_MAC, PORT2);
+    // The topology's neighbour table gives the address to guest 1's MAC.
+    external_port(&rig.run(PROGRAM, PORT1, &question().bytes()));
+    let lease = rig.tables.lease.get(&GUEST1.into_address()).unwrap().unwrap();
+    assert_eq!((lease.mac.bytes(), lease.port), (GUEST1_MAC, PORT1));
+}
+
+#[test]
+fn a_query_of_the_host_keeps_its_identifier_and_a_guest_gets_another() {
+    let mut rig = Rig::new();
+    let hosts = Packet::echo(Ends { source: EXTERNAL, ..from_guest1(SERVER) }, 9, 1, b"").bytes();
+    let guests = Packet::echo(from_guest1(SERVER), 9, 1, b"").bytes();
+    let identifier = |ran: &Ran| u16::from_be_bytes([ran.packet().body[4], ran.packet().body[5]]);
+    // The guest first: it keeps its identifier until the host wants it.
+    assert_eq!(identifier(&rig.run(PROGRAM, PORT1, &guests)), 9);
+    assert_eq!(rig.run("guard", UPLINK, &hosts).outcome, Outcome::Clean);
+    let moved = identifier(&rig.run(PROGRAM, PORT1, &guests));
+    assert_ne!(moved, 9);
+    let answer = |identifier| {
+        let mut reply = Packet::echo(from_world(SERVER), identifier, 1, b"");
+        reply.body[0] = 0;
+        reply.bytes()
+    };
+    assert_eq!(rig.run("inbound", UPLINK, &answer(9)).outcome, Outcome::NoFlow, "the answer is the host's");
+    let ran = rig.run("inbound", UPLINK, &answer(moved));
+    assert_eq!((ran.outcome, identifier(&ran)), (Outcome::TranslatedInbound, 9));
+}
+
+#[test]
 fn frames_for_another_station_are_bridged() {
     let mut rig = Rig::new();
     let ends = Ends { from_mac: GUEST1_MAC, to_mac: GUEST2_MAC, source: GUEST1, destination: GUEST2 };
     ends_as(&mut rig, &Packet::udp(ends, 1, 2, b"").bytes(), Outcome::Bridged, PASS);
-    rig.lease(GUEST2, GUEST2_MAC, PORT2);
+    rig.station(GUEST2_MAC, PORT2);
     ends_as(&mut rig, &Packet::udp(ends, 1, 2, b"").bytes(), Outcome::BridgedDirect, REDIRECT);
     rig.port(PORT2, 0);
     ends_as(&mut rig, &Packet::udp(ends, 1, 2, b"").bytes(), Outcome::Bridged, PASS);
@@ -212,21 +267,15 @@ fn frames_for_another_station_are_bridged() {
 #[test]
 fn a_guest_that_is_another_guests_router_is_not_stepped_past() {
     let mut rig = Rig::new();
-    rig.lease(GUEST2, GUEST2_MAC, PORT2);
+    rig.station(GUEST2_MAC, PORT2);
     let ends = Ends { from_mac: GUEST1_MAC, to_mac: GUEST2_MAC, source: GUEST1, destination: SERVER };
-    ends_as(&mut rig, &Packet::udp(ends, 1, 2, b"").bytes(), Outcome::Bridged, PASS);
+    ends_as(&mut rig, &Packet::udp(ends, 1, 2, b"").bytes(), Outcome::BridgedDirect, REDIRECT);
 }
 
 #[test]
 fn arp_teaches_the_lease_and_passes() {
     let mut rig = Rig::new();
-    let mut frame = [[0xff; 6], GUEST2_MAC].as_flattened().to_vec();
-    frame.extend([0x08, 0x06, 0, 1, 8, 0, 6, 4, 0, 1]);
-    frame.extend(GUEST2_MAC);
-    frame.extend(GUEST2);
-    frame.extend([0; 6]);
-    frame.extend(GATEWAY);
-    ends_as(&mut rig, &frame, Outcome::NotIpv4, PASS);
+    ends_as(&mut rig, &arp(GUEST2_MAC, GUEST2), Outcome::NotIpv4, PASS);
     let lease = rig.tables.lease.get(&GUEST2.into_address()).unwrap().expect("a lease was learned");
     assert_eq!((lease.port, lease.bridge, lease.mac.bytes()), (PORT1, BRIDGE, GUEST2_MAC));
 }
@@ -438,5 +487,4 @@ fn the_route_is_checked_again_every_few_seconds() {
         flows.iter().any(|(key, session)| key.side == 0 && session.mtu == 900),
         "the new MTU was taken over"
     );
-    let _ = BRIDGE_MAC;
 }

@@ -16,6 +16,7 @@ use vmnat_common::{
     network::{Network, NetworkKey},
     port_range::POOL_WORDS,
     settings::Settings,
+    station::{Station, StationKey},
     timeout::Timeouts,
     uplink::Uplink,
 };
@@ -188,6 +189,11 @@ impl Rig {
     pub fn lease(&self, guest: [u8; 4], mac: [u8; 6], port: u32) {
         let lease = Lease { port, bridge: BRIDGE, mac: Mac::new(mac), flags: 0, last_seen: 0 };
         self.tables.lease.set(&guest.into_address(), &lease).unwrap();
+    }
+
+    /// Says behind which port a station of the bridge is.
+    pub fn station(&self, mac: [u8; 6], port: u32) {
+        self.tables.station.set(&StationKey::new(BRIDGE, Mac::new(mac)), &Station { port }).unwrap();
     }
 
     fn network(&self, first: [u8; 4], bridge: u32, gateway: [u8; 4]) {

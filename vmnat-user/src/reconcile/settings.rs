@@ -34,10 +34,7 @@ pub(super) fn settle(tables: &Tables, state: &State) -> Result<()> {
 }
 
 /// Takes the ports that the host holds, and those of forwards, out of the pool.
-///
-/// # Errors
-/// When `/proc` does not say what is taken, or the kernel refuses.
-pub fn settle_pool(tables: &Tables, state: &State) -> Result<host_ports::Pool> {
+fn settle_pool(tables: &Tables, state: &State) -> Result<host_ports::Pool> {
     let forwards: Vec<(Protocol, u16)> =
         state.forwards.iter().map(|forward| (forward.spec.protocol, forward.spec.port)).collect();
     let pool = host_ports::pool(&DEFAULT_RANGE, &host_ports::taken()?, &forwards);
