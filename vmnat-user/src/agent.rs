@@ -41,8 +41,8 @@ const SETTLE: Duration = Duration::from_millis(100);
 /// The same for what changes all the time: neighbours and forwarding tables.
 const SETTLE_NEIGHBOURS: Duration = Duration::from_secs(2);
 
-/// Between two looks at the ports that the host holds.
-const POOL_INTERVAL: Duration = Duration::from_secs(30);
+/// Between two looks at what announces no change: ports that the host holds, kernel settings, filters.
+const LOOK: Duration = Duration::from_secs(30);
 
 /// Holds the agent's place: one agent an instance.
 #[derive(Debug)]
@@ -119,7 +119,8 @@ pub async fn run(instance: &Instance, ready: impl FnOnce()) -> Result<()> {
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
     let mut reap = interval(agent.reap_interval.max(Duration::from_millis(50)));
-    let mut pool = interval(POOL_INTERVAL);
+    let mut look = interval(LOOK);
+    look.reset();
     let mut kernel_log = agent.open_kernel_log();
     reap.set_missed_tick_behavior(MissedTickBehavior::Delay);
     agent.reconcile().await;
@@ -131,7 +132,7 @@ pub async fn run(instance: &Instance, ready: impl FnOnce()) -> Result<()> {
             () = due(agent.due) => agent.reconcile().await,
             true = pump(&mut kernel_log) => {}
             _ = reap.tick() => agent.expire(),
-            _ = pool.tick() => agent.settle_pool(),
+            _ = look.tick() => agent.reconcile().await,
             _ = hangup.recv() => agent.reconcile().await,
             _ = terminate.recv() => break,
             _ = interrupt.recv() => break,
@@ -254,15 +255,6 @@ impl<'a> Agent<'a> {
                 expired.flows, expired.removed, expired.mappings
             ),
             Err(error) => warn!("cannot look for expired flows: {error:#}"),
-        }
-    }
-
-    fn settle_pool(&self) {
-        let settled = state::find(self.instance).and_then(|state| {
-            state.map_or(Ok(()), |state| reconcile::settings::settle_pool(&self.tables, &state).map(drop))
-        });
-        if let Err(error) = settled {
-            warn!("cannot bring the port pool up to date: {error:#}");
         }
     }
 }

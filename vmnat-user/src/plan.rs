@@ -94,11 +94,7 @@ pub fn plan(state: &State, facts: &Facts, circumstances: &Circumstances) -> Resu
 /// The uplinks that exist: those that were named, or that of the default route.
 fn uplinks<'a>(state: &State, facts: &'a Facts, warnings: &mut Vec<String>) -> Vec<&'a LinkFact> {
     if state.uplinks.is_empty() {
-        let found = facts.default_uplink().filter(|link| !is_managed(state, &link.name));
-        if found.is_none() {
-            warnings.push("there is no default route: guests cannot reach the world".to_owned());
-        }
-        return found.into_iter().collect();
+        return followed(state, facts, warnings).into_iter().collect();
     }
     let find = |name: &String| {
         let found = facts.link(name);
@@ -107,7 +103,25 @@ fn uplinks<'a>(state: &State, facts: &'a Facts, warnings: &mut Vec<String>) -> V
         }
         found
     };
-    state.uplinks.iter().filter_map(find).collect()
+    let uplinks: Vec<_> = state.uplinks.iter().filter_map(find).collect();
+    if let Some(other) = facts.default_uplink().filter(|other| !state.uplinks.contains(&other.name)) {
+        warnings.push(format!(
+            "the host's default route leaves by {}, which is no uplink: there the kernel and its firewall decide",
+            other.name
+        ));
+    }
+    uplinks
+}
+
+/// The interface of the default route. A route that comes and goes (DHCP, roaming) takes no flows with it: while
+/// there is none, the interface that was followed last stays.
+fn followed<'a>(state: &State, facts: &'a Facts, warnings: &mut Vec<String>) -> Option<&'a LinkFact> {
+    let found = facts.default_uplink().filter(|link| !is_managed(state, &link.name));
+    if found.is_some() {
+        return found;
+    }
+    warnings.push("there is no default route: guests cannot reach the world".to_owned());
+    facts.link(&state.followed)
 }
 
 fn is_managed(state: &State, name: &str) -> bool {
@@ -383,5 +397,15 @@ mod tests {
         let plan = plan(&state, &facts, &Circumstances::default()).unwrap();
         assert_eq!(plan.warnings.len(), 2);
         assert!(plan.uplink.is_empty());
+    }
+
+    #[test]
+    fn the_followed_uplink_stays_while_there_is_no_default_route() {
+        let (mut state, facts) = host();
+        state.uplinks = Vec::new();
+        state.followed = "enp3s0".into();
+        let plan = plan(&state, &facts, &Circumstances::default()).unwrap();
+        assert_eq!(plan.uplinks, [(1, "enp3s0".to_owned())]);
+        assert_eq!(plan.warnings.len(), 1);
     }
 }

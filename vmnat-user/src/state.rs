@@ -106,6 +106,9 @@ pub struct State {
     pub bridges: Vec<Bridge>,
     /// Uplinks by name; empty: the interface of the default route.
     pub uplinks: Vec<String>,
+    /// The interface that was last followed as the default route's; it stays while there is none.
+    #[serde(default)]
+    pub followed: String,
     /// Port forwards.
     pub forwards: Vec<PortForward>,
     /// The number that the next port forward gets.
@@ -139,6 +142,7 @@ impl State {
             timeouts: BTreeMap::new(),
             bridges: Vec::new(),
             uplinks: Vec::new(),
+            followed: String::new(),
             forwards: Vec::new(),
             next_forward: 1,
             sysctls: Vec::new(),

@@ -76,7 +76,7 @@ pub async fn run(instance: &Instance, args: Args) -> Result<()> {
 /// Adds an uplink by name. One that was followed as the default route's until now stays, by its name.
 pub(super) fn add(state: &mut State, facts: &Facts, name: String) {
     if state.uplinks.is_empty() {
-        state.uplinks.extend(facts.default_uplink().map(|link| link.name.clone()));
+        state.uplinks.extend(followed(state, facts));
     }
     if !state.uplinks.contains(&name) {
         state.uplinks.push(name);
@@ -101,11 +101,16 @@ async fn remove(instance: &Instance, name: &str) -> Result<()> {
     report(&change.apply().await?, "nothing to change")
 }
 
+/// The interface of the default route, or that which was followed last.
+fn followed(state: &State, facts: &Facts) -> Option<String> {
+    let last = Some(&state.followed).filter(|name| !name.is_empty());
+    facts.default_uplink().map(|link| &link.name).or(last).cloned()
+}
+
 /// A row for each uplink.
 pub(super) fn rows(state: &State, facts: &Facts) -> Vec<Row> {
     let follows = state.uplinks.is_empty();
-    let followed = facts.default_uplink().map(|link| link.name.clone());
-    let names = if follows { followed.into_iter().collect() } else { state.uplinks.clone() };
+    let names = if follows { followed(state, facts).into_iter().collect() } else { state.uplinks.clone() };
     let row = |name: String| {
         let link = facts.link(&name);
         let address = link.and_then(|link| facts.primary_address(link.index));

@@ -29,7 +29,7 @@ struct Pinned {
 }
 
 pub(super) fn sync(instance: &Instance, wanted: &[Hook]) -> Result<Synced> {
-    let mut pinned = pinned(instance)?;
+    let mut pinned = pinned_in_order(instance)?;
     let mut synced = Synced::default();
     let mut programs = HashMap::new();
     for hook in wanted {
@@ -40,7 +40,7 @@ pub(super) fn sync(instance: &Instance, wanted: &[Hook]) -> Result<Synced> {
             Err(error) => synced.failures.push(error),
         }
     }
-    for stale in pinned.iter().rev().filter(|stale| !stale.wanted) {
+    for stale in pinned.iter().filter(|stale| !stale.wanted) {
         match fs::remove_file(&stale.path) {
             Ok(()) => synced.changes.push(format!("detached {}", label(&stale.path))),
             Err(error) if error.kind() == io::ErrorKind::NotFound => {}
@@ -52,17 +52,13 @@ pub(super) fn sync(instance: &Instance, wanted: &[Hook]) -> Result<Synced> {
 
 pub(super) fn detach_all(instance: &Instance) -> Synced {
     let mut synced = Synced::default();
-    let mut pinned = match pinned(instance) {
+    let pinned = match pinned_in_order(instance) {
         Ok(pinned) => pinned,
         Err(error) => {
             synced.failures.push(error);
             return synced;
         }
     };
-    let ids = [program::GUARD, program::INBOUND].map(|name| id_of(instance, name).unwrap_or(0));
-    pinned.sort_by_key(|pinned| {
-        ids.iter().rposition(|id| *id == pinned.link.program).map_or(0, |place| 2_usize.saturating_sub(place))
-    });
     for Pinned { path, .. } in pinned {
         match fs::remove_file(&path) {
             Ok(()) => synced.changes.push(format!("detached {}", label(&path))),
@@ -120,6 +116,17 @@ fn replace(program: &mut SchedClassifier, path: &Path) -> Result<()> {
     let id = program.attach_to_link(link.try_into()?)?;
     drop(program.take_link(id)?);
     Ok(())
+}
+
+/// The links that the instance has pinned, in the order in which they are detached: ports and bridges, then what
+/// lets packets in from the world, and the guard last.
+fn pinned_in_order(instance: &Instance) -> Result<Vec<Pinned>> {
+    let mut pinned = pinned(instance)?;
+    let last = [program::INBOUND, program::GUARD].map(|name| id_of(instance, name).ok());
+    pinned.sort_by_key(|pinned| {
+        last.iter().position(|id| *id == Some(pinned.link.program)).map_or(0, |n| n.saturating_add(1))
+    });
+    Ok(pinned)
 }
 
 /// The links that the instance has pinned.
