@@ -79,6 +79,16 @@ pub enum Error {
         /// The option that names it, where it is not the default.
         option: String,
     },
+    /// It runs, and its pins cannot be seen from here.
+    #[error(
+        "instance \"{instance}\" has a state but no maps below /sys/fs/bpf here: `ip netns exec` hides them, use `nsenter --net=/run/netns/NAME` instead; if they are gone, `vmnat{option} up` makes them again"
+    )]
+    HiddenPins {
+        /// The instance.
+        instance: String,
+        /// The option that names it, where it is not the default.
+        option: String,
+    },
     /// Another process changes the instance.
     #[error("another vmnat command is changing instance \"{instance}\" (it holds {}): try again when it is done", path.display())]
     Locked {
@@ -134,7 +144,7 @@ impl Error {
             Self::NoInterface { .. } | Self::NotABridge { .. } | Self::NoDefaultRoute => Exit::NoInterface,
             Self::NoUplinkAddress { .. } => Exit::NoUplinkAddress,
             Self::KernelTooOld { .. } => Exit::KernelTooOld,
-            Self::NoBpfFs { .. } => Exit::NoBpfFs,
+            Self::NoBpfFs { .. } | Self::HiddenPins { .. } => Exit::NoBpfFs,
             Self::Overlap { .. } => Exit::Overlap,
             Self::NotRunning { .. } => Exit::NotRunning,
             Self::Locked { .. } | Self::Taken { .. } => Exit::Conflict,

@@ -212,7 +212,7 @@ impl Tables {
     /// Opens the maps and the programs of an instance.
     ///
     /// # Errors
-    /// [`Error::NotRunning`] when nothing is pinned, [`Error::NotPermitted`] without the privilege, and
+    /// [`Error::NotRunning`] when nothing is pinned, [`Error::HiddenPins`] when something should be, [`Error::NotPermitted`] without the privilege, and
     /// [`Error::UnknownLayout`] when another version pinned it.
     pub fn open(instance: &Instance) -> Result<Self> {
         match std::fs::metadata(instance.map(map::SETTINGS)) {
@@ -220,6 +220,10 @@ impl Tables {
             Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {
                 let what = format!("reading the maps of instance \"{instance}\"");
                 return Err(Error::NotPermitted { what }.into());
+            }
+            Err(_) if instance.state().exists() => {
+                let option = instance.option();
+                return Err(Error::HiddenPins { instance: instance.to_string(), option }.into());
             }
             Err(_) => {
                 let option = instance.option();

@@ -91,7 +91,8 @@ async fn add(instance: &Instance, spec: ForwardSpec) -> Result<()> {
     change.state.next_forward = id.saturating_add(1);
     change.state.forwards.push(PortForward { id, spec });
     let held = host_ports::taken()?.sockets.contains(&(spec.protocol, spec.port));
-    report(&change.apply().await?, &format!("added port forward {id} ({spec}), which no uplink serves yet"))?;
+    report(&change.apply().await?, "no uplink serves it yet")?;
+    print::line(&format!("port forward {id} is {spec}"))?;
     if held {
         let port = format!("port {}/{}", spec.port, spec.protocol);
         print::line(&format!(
