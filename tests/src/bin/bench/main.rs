@@ -1,0 +1,115 @@
+//! What vmnat costs, beside the kernel's own paths: `cargo xtask bench [packet|stream]`.
+//!
+//! Everything is measured side by side within one run, in network namespaces of this process, by turns.
+
+#![expect(clippy::print_stdout, reason = "printing is what a benchmark is for")]
+#![expect(
+    clippy::arithmetic_side_effects,
+    clippy::cast_possible_truncation,
+    clippy::cast_precision_loss,
+    clippy::cast_sign_loss,
+    reason = "figures of a benchmark's own making, far from any limit"
+)]
+
+mod bpf;
+mod goal;
+mod packet;
+mod program;
+mod report;
+mod rig;
+mod statistics;
+mod stream;
+
+use std::{path::PathBuf, process::ExitCode, thread};
+
+use anyhow::Result;
+use clap::{Parser, ValueEnum};
+use nix::sys::signal::{SigSet, Signal};
+use vmnat_tests::lab::{self, vmnat};
+
+use goal::Goal;
+
+/// Measures vmnat beside the kernel's own ways to forward
+#[derive(Debug, Parser)]
+#[command(name = "bench", max_term_width = 100)]
+struct Args {
+    /// What to measure [default: everything]
+    #[arg(value_enum)]
+    benches: Vec<Bench>,
+    /// Only measure: a missed goal is no failure
+    #[arg(long)]
+    no_goals: bool,
+    /// Rounds of `packet`
+    #[arg(long, default_value_t = 15)]
+    rounds: usize,
+    /// Packets of each way of forwarding in each round of `packet`
+    #[arg(long, default_value_t = 200_000)]
+    packets: u32,
+    /// Frame sizes of `packet`, bytes without the frame check sequence; goals are about the first
+    #[arg(long, value_delimiter = ',', default_values_t = [64, 1514])]
+    sizes: Vec<usize>,
+    /// Rounds of `stream`
+    #[arg(long, default_value_t = 7)]
+    stream_rounds: usize,
+    /// Seconds of each run of `stream`
+    #[arg(long, default_value_t = 2)]
+    seconds: u32,
+    /// Write the results into this folder as benchmarks.md and benchmarks/*.json
+    #[arg(long, value_name = "FOLDER")]
+    write: Option<PathBuf>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum Bench {
+    /// Nanoseconds of a packet
+    Packet,
+    /// One TCP stream of iperf3
+    Stream,
+}
+
+fn main() -> ExitCode {
+    match run(&Args::parse()) {
+        Ok(true) => ExitCode::SUCCESS,
+        Ok(false) => {
+            eprintln!("\nbench: a goal is missed");
+            ExitCode::FAILURE
+        }
+        Err(error) => {
+            eprintln!("\nbench: {error:?}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// Runs what was asked for; true when the goals are met, or do not matter.
+fn run(args: &Args) -> Result<bool> {
+    vmnat::program()?;
+    end_on_interrupt()?;
+    let benches = if args.benches.is_empty() { Bench::value_variants() } else { &args.benches };
+    let mut goals: Vec<Goal> = Vec::new();
+    for bench in benches {
+        let section = match bench {
+            Bench::Packet => packet::run(args.rounds, args.packets, &args.sizes)?,
+            Bench::Stream => stream::run(args.stream_rounds, args.seconds)?,
+        };
+        println!("\n{}", section.text);
+        if let Some(folder) = &args.write {
+            section.write(folder)?;
+        }
+        goals.extend(section.goals);
+    }
+    Ok(args.no_goals || goals.iter().all(Goal::is_met))
+}
+
+/// On an interrupt, ends the agents that this process started; namespaces and mounts end with the process.
+fn end_on_interrupt() -> Result<()> {
+    let interrupts: SigSet = [Signal::SIGINT, Signal::SIGTERM, Signal::SIGHUP].into_iter().collect();
+    interrupts.thread_block()?;
+    thread::spawn(move || {
+        if interrupts.wait().is_ok() {
+            lab::end_own_processes();
+            std::process::exit(130);
+        }
+    });
+    Ok(())
+}

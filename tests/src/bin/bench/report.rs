@@ -1,0 +1,107 @@
+//! Results as text, as JSON, and as a section of docs/benchmarks.md.
+
+use std::{fs, io, path::Path};
+
+use anyhow::{Context as _, Result};
+use comfy_table::{Cell, CellAlignment, Table, presets::ASCII_MARKDOWN};
+use serde_json::{Value, json};
+
+use crate::goal::Goal;
+
+const INTRODUCTION: &str = "# Benchmarks
+
+Written by `cargo xtask bench`. All figures of a section come from one run, in which everything that is compared took turns;
+compare within a section, not across machines. The machine is a shared one, so other work disturbs all rows alike.
+";
+
+/// The results of one bench.
+#[derive(Debug)]
+pub struct Section {
+    /// Its word on the command line, and of its JSON file.
+    pub name: &'static str,
+    /// Its heading.
+    pub title: &'static str,
+    /// How it was measured, and the tables.
+    pub text: String,
+    /// All figures.
+    pub data: Value,
+    /// What it had to show.
+    pub goals: Vec<Goal>,
+}
+
+impl Section {
+    /// Writes `benchmarks/<name>.json`, and this section of `benchmarks.md`; other sections stay.
+    pub fn write(&self, folder: &Path) -> Result<()> {
+        let data = folder.join("benchmarks");
+        fs::create_dir_all(&data).with_context(|| data.display().to_string())?;
+        let path = data.join(format!("{}.json", self.name));
+        fs::write(&path, serde_json::to_string(&self.data)? + "\n")
+            .with_context(|| path.display().to_string())?;
+        let path = folder.join("benchmarks.md");
+        let known = match fs::read_to_string(&path) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => String::new(),
+            other => other.with_context(|| path.display().to_string())?,
+        };
+        fs::write(&path, self.placed_in(&known)).with_context(|| path.display().to_string())
+    }
+
+    /// The document with this section in its place.
+    fn placed_in(&self, known: &str) -> String {
+        let heading = |section: &str| section.lines().next().unwrap_or_default().to_owned();
+        let mut sections: Vec<String> =
+            known.split("\n## ").skip(1).map(|text| text.trim().to_owned()).collect();
+        sections.retain(|section| heading(section) != self.title);
+        sections.push(format!("{}\n\n{}\n\n{}", self.title, machine_in_words(), self.text.trim()));
+        sections.sort_by_key(|section| heading(section));
+        let body: String = sections.iter().map(|section| format!("\n## {section}\n")).collect();
+        format!("{INTRODUCTION}{body}")
+    }
+}
+
+/// A table that is Markdown and reads well as it is.
+pub fn table<const N: usize>(columns: &[&str; N], rows: &[[String; N]]) -> String {
+    let mut table = Table::new();
+    table.load_style(ASCII_MARKDOWN);
+    table.set_header(columns.iter().map(Cell::new));
+    for row in rows {
+        table.add_row(row.iter().enumerate().map(|(column, text)| {
+            let alignment = if column == 0 { CellAlignment::Left } else { CellAlignment::Right };
+            Cell::new(text).set_alignment(alignment)
+        }));
+    }
+    table.to_string()
+}
+
+/// What the figures were taken on.
+pub fn machine() -> Value {
+    let processors = fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
+    let field = |name: &str| {
+        let row = processors.lines().find(|row| row.starts_with(name))?;
+        Some(row.split_once(':')?.1.trim().to_owned())
+    };
+    let cpus = processors.lines().filter(|row| row.starts_with("processor")).count();
+    json!({
+        "processor": field("model name").or_else(|| field("CPU part")).unwrap_or_else(|| "unknown".to_owned()),
+        "processors": cpus,
+        "is_virtual": field("flags").is_some_and(|flags| flags.split(' ').any(|flag| flag == "hypervisor")),
+        "kernel": fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default().trim(),
+        "load": fs::read_to_string("/proc/loadavg").unwrap_or_default().split(' ').next(),
+    })
+}
+
+fn machine_in_words() -> String {
+    let machine = machine();
+    let word = |name: &str| {
+        let value = machine.get(name).cloned().unwrap_or_default();
+        value.as_str().map_or_else(|| value.to_string(), str::to_owned)
+    };
+    let kind =
+        if machine.get("is_virtual") == Some(&Value::Bool(true)) { "a virtual machine" } else { "a machine" };
+    format!(
+        "Taken on {kind} with {} processors ({}), Linux {}, load {} at the end.",
+        word("processors"),
+        word("processor"),
+        word("kernel"),
+        word("load")
+    )
+}

@@ -1,0 +1,446 @@
+//! A rig: one VM host with a guest behind its bridge and a peer behind its uplink, and one way of forwarding.
+//!
+//! ```text
+//! guest eth0 --- vnet1 | virbr0   host   enp3s0 | --- wan0 peer
+//!  192.168.122.10      192.168.122.1  203.0.113.2    203.0.113.1, and 198.51.100.10 behind it
+//! ```
+//!
+//! Each rig has namespaces of its own, so nothing is switched between measurements. Neighbours are permanent: the sinks
+//! take ARP away too.
+
+use std::{
+    os::fd::{AsFd as _, OwnedFd},
+    time::Duration,
+};
+
+use anyhow::{Context as _, Result, ensure};
+use serde_json::Value;
+use vmnat_tests::lab::{
+    EXTERNAL, GATEWAY, ROUTER, SERVER,
+    frame::{Ends, Ipv4, Mac, Packet, Tap},
+    guest_address,
+    namespace::Namespace,
+    octets, vmnat,
+};
+
+use crate::{
+    bpf::{self, Kind},
+    program,
+};
+
+const GUEST_MAC: Mac = [0x52, 0x54, 0, 0, 0, 0x10];
+const BRIDGE_MAC: Mac = vmnat_tests::lab::BRIDGE_MAC;
+const UPLINK_MAC: Mac = vmnat_tests::lab::UPLINK_MAC;
+const PEER_MAC: Mac = vmnat_tests::lab::ROUTER_MAC;
+
+const GUEST_PORT: u16 = 40_000;
+const REMOTE_PORT: u16 = 7_000;
+
+/// Bytes before the payload: Ethernet, IPv4, UDP.
+const HEADERS: usize = 42;
+
+/// Frames whose every one is looked at before a rig is measured.
+pub const PROOF: u32 = 256;
+
+const PATIENCE: Duration = Duration::from_secs(3);
+
+const MASQUERADE: &str = "
+table ip nat {
+  chain prerouting {
+    type nat hook prerouting priority dstnat; policy accept;
+  }
+  chain postrouting {
+    type nat hook postrouting priority srcnat; policy accept;
+    ip saddr 192.168.122.0/24 ip daddr != 192.168.122.0/24 masquerade
+  }
+}
+table ip filter {
+  chain forward {
+    type filter hook forward priority filter; policy drop;
+    ct state established,related accept
+    iifname virbr0 oifname enp3s0 accept
+  }
+}
+";
+
+/// How a rig forwards.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Forwarding {
+    /// Not at all: the sink stands at the very interface that receives.
+    Floor,
+    /// A tc program of four instructions redirects everything.
+    Redirect,
+    /// The uplink is a port of the bridge.
+    Bridge,
+    /// The kernel routes, without any rule.
+    Route,
+    /// The kernel routes and nftables masquerades.
+    Masquerade,
+    /// vmnat at the bridge's port.
+    Port,
+    /// vmnat at the bridge, because the port is isolated.
+    BridgeHook,
+}
+
+impl Forwarding {
+    /// What tables call it.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Floor => "floor: generator, receive, sink",
+            Self::Redirect => "bare redirect, port to port",
+            Self::Bridge => "plain L2 bridge",
+            Self::Route => "plain L3 forward, no rules",
+            Self::Masquerade => "nft masquerade",
+            Self::Port => "vmnat, port hook",
+            Self::BridgeHook => "vmnat, bridge hook",
+        }
+    }
+
+    /// True when a guest's address is replaced.
+    pub const fn translates(self) -> bool {
+        matches!(self, Self::Masquerade | Self::Port | Self::BridgeHook)
+    }
+
+    /// True when it is vmnat that forwards.
+    pub const fn is_vmnat(self) -> bool {
+        matches!(self, Self::Port | Self::BridgeHook)
+    }
+}
+
+/// Which way, seen from the guest.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Direction {
+    /// Guest to world.
+    Outbound,
+    /// World to guest.
+    Inbound,
+}
+
+impl Direction {
+    /// The word.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Outbound => "outbound",
+            Self::Inbound => "inbound",
+        }
+    }
+}
+
+/// A rig.
+#[derive(Debug)]
+pub struct Rig {
+    /// How it forwards.
+    pub forwarding: Forwarding,
+    /// Whether `br_netfilter` is on.
+    pub br_netfilter: bool,
+    host: Namespace,
+    guest: Namespace,
+    peer: Namespace,
+    instance: String,
+    /// What the world sees the guest's flow as.
+    external: ([u8; 4], u16),
+    links: Vec<OwnedFd>,
+}
+
+/// Frames for one direction of a rig.
+#[derive(Debug)]
+pub struct Lane {
+    /// Which way.
+    pub direction: Direction,
+    frame: Vec<u8>,
+    generator: OwnedFd,
+    interface: u32,
+}
+
+impl Rig {
+    /// Builds a rig.
+    pub fn new(forwarding: Forwarding, br_netfilter: bool) -> Result<Self> {
+        let rig = Self {
+            forwarding,
+            br_netfilter,
+            host: Namespace::new("host")?,
+            guest: Namespace::new("guest")?,
+            peer: Namespace::new("peer")?,
+            instance: format!("bench-{forwarding:?}-{br_netfilter}").to_lowercase(),
+            external: (octets(&guest_address(1))?, GUEST_PORT),
+            links: Vec::new(),
+        };
+        rig.connect().and_then(|()| rig.set_sysctls()).with_context(|| rig.name())?;
+        Ok(rig)
+    }
+
+    /// What messages call it.
+    pub fn name(&self) -> String {
+        let suffix = if self.br_netfilter { ", br_netfilter on" } else { "" };
+        format!("{}{suffix}", self.forwarding.name())
+    }
+
+    fn connect(&self) -> Result<()> {
+        let [guest, bridge, uplink, peer] = [GUEST_MAC, BRIDGE_MAC, UPLINK_MAC, PEER_MAC].map(written);
+        let (guest_at, inside, beyond) = (guest_address(1), self.guest.path(), self.peer.path());
+        self.host.ip(&format!(
+            "link add virbr0 address {bridge} type bridge stp_state 0 forward_delay 0\n\
+             address add {GATEWAY}/24 dev virbr0\n\
+             link set virbr0 up\n\
+             link add vnet1 type veth peer name eth0 address {guest} netns {inside}\n\
+             link set vnet1 master virbr0 up\n\
+             link add enp3s0 address {uplink} type veth peer name wan0 address {peer} netns {beyond}\n\
+             link set enp3s0 up\n\
+             address add {EXTERNAL}/24 dev enp3s0\n\
+             route add default via {ROUTER}\n\
+             neighbour replace {ROUTER} lladdr {peer} dev enp3s0 nud permanent\n\
+             neighbour replace {guest_at} lladdr {guest} dev virbr0 nud permanent\n"
+        ))?;
+        self.guest.ip("link set eth0 up\n")?;
+        self.peer.ip("link set wan0 up\n")?;
+        if self.forwarding == Forwarding::Bridge {
+            self.host.ip("link set enp3s0 master virbr0\n")?;
+        }
+        if self.forwarding == Forwarding::BridgeHook {
+            self.host.exec(&["bridge", "link", "set", "dev", "vnet1", "isolated", "on"])?;
+        }
+        self.learn("vnet1", &guest)?;
+        if self.forwarding == Forwarding::Bridge { self.learn("enp3s0", &peer) } else { Ok(()) }
+    }
+
+    /// Tells the bridge where a station is, which sinks keep it from learning.
+    fn learn(&self, port: &str, station: &str) -> Result<()> {
+        self.host.exec(&["bridge", "fdb", "replace", station, "dev", port, "master", "static"]).map(drop)
+    }
+
+    fn set_sysctls(&self) -> Result<()> {
+        let routes = matches!(self.forwarding, Forwarding::Route | Forwarding::Masquerade);
+        for scope in ["all", "default", "virbr0", "enp3s0"] {
+            self.host.set_sysctl(&format!("net/ipv4/conf/{scope}/rp_filter"), "0")?;
+        }
+        self.host.set_sysctl("net/ipv4/ip_forward", if routes { "1" } else { "0" })?;
+        let setting = "net/bridge/bridge-nf-call-iptables";
+        let set = self.host.set_sysctl(setting, if self.br_netfilter { "1" } else { "0" });
+        // Where br_netfilter is not loaded, it is off.
+        if self.br_netfilter { set.context("br_netfilter is not loaded") } else { Ok(()) }
+    }
+
+    /// Starts what forwards.
+    pub fn start(&mut self) -> Result<()> {
+        match self.forwarding {
+            Forwarding::Floor | Forwarding::Bridge | Forwarding::Route => Ok(()),
+            Forwarding::Redirect => {
+                self.link_redirect("vnet1", "enp3s0")?;
+                self.link_redirect("enp3s0", "vnet1")
+            }
+            Forwarding::Masquerade => {
+                self.host.nft(MASQUERADE)?;
+                // Frames of the generator carry checksums that no device has checked; what comes from a guest's
+                // virtio or a network card does not make connection tracking add them up.
+                self.host.set_sysctl("net/netfilter/nf_conntrack_checksum", "0")
+            }
+            Forwarding::Port | Forwarding::BridgeHook => {
+                self.vmnat(&["up", "--bridge", "virbr0", "--uplink", "enp3s0", "--hook", "tcx"]).map(drop)
+            }
+        }
+    }
+
+    fn link_redirect(&mut self, from: &str, to: &str) -> Result<()> {
+        let to = self.host.interface(to)?;
+        let from = self.host.interface(from)?;
+        let program = bpf::load(Kind::Classifier, &program::redirect(to))?;
+        self.links.push(self.host.run(|| bpf::attach_ingress(program.as_fd(), from))?);
+        Ok(())
+    }
+
+    /// One datagram each way through the rig, so that whatever keeps flows has one that was answered.
+    pub fn converse(&mut self) -> Result<()> {
+        if self.forwarding == Forwarding::Floor {
+            return Ok(());
+        }
+        let (guest, peer) = (Tap::open(&self.guest, "eth0")?, Tap::open(&self.peer, "wan0")?);
+        guest.send(&self.frame(Direction::Outbound, 64)?)?;
+        let remote = octets(SERVER)?;
+        let asked = peer
+            .expect("datagram at the peer", PATIENCE, |packet| packet.destination == remote)
+            .with_context(|| self.name())?;
+        let (port, _) = asked.ports().context("a datagram without ports")?;
+        self.external = (asked.source, port);
+        if self.forwarding.translates() {
+            ensure!(asked.source == octets(EXTERNAL)?, "{}: {asked:?} is not translated", self.name());
+        }
+        peer.send(&self.frame(Direction::Inbound, 64)?)?;
+        let inside = octets(&guest_address(1))?;
+        guest
+            .expect("answer at the guest", PATIENCE, |packet| packet.destination == inside)
+            .with_context(|| self.name())
+            .map(drop)
+    }
+
+    /// Puts the sinks where packets arrive.
+    pub fn close(&mut self) -> Result<()> {
+        let sink = bpf::load(Kind::Classifier, &program::sink())?;
+        let ends = if self.forwarding == Forwarding::Floor {
+            [(&self.host, "vnet1"), (&self.host, "enp3s0")]
+        } else {
+            [(&self.guest, "eth0"), (&self.peer, "wan0")]
+        };
+        for (namespace, interface) in ends {
+            let index = namespace.interface(interface)?;
+            self.links.push(namespace.run(|| bpf::attach_ingress(sink.as_fd(), index))?);
+        }
+        Ok(())
+    }
+
+    /// The lane of a direction, for frames of `size` bytes.
+    pub fn lane(&self, direction: Direction, size: usize) -> Result<Lane> {
+        let frame = self.frame(direction, size)?;
+        let generator = bpf::load(Kind::Xdp, &program::generator(&frame))?;
+        let interface = match direction {
+            Direction::Outbound => self.host.interface("vnet1")?,
+            Direction::Inbound => self.host.interface("enp3s0")?,
+        };
+        Ok(Lane { direction, frame, generator, interface })
+    }
+
+    fn frame(&self, direction: Direction, size: usize) -> Result<Vec<u8>> {
+        let (inside, remote) = (octets(&guest_address(1))?, octets(SERVER)?);
+        let (external, external_port) = self.external;
+        let bridged = self.forwarding == Forwarding::Bridge;
+        let (ends, from, to) = match direction {
+            Direction::Outbound => {
+                let to_mac = if bridged { PEER_MAC } else { BRIDGE_MAC };
+                let ends = Ends { from_mac: GUEST_MAC, to_mac, source: inside, destination: remote };
+                (ends, GUEST_PORT, REMOTE_PORT)
+            }
+            Direction::Inbound => {
+                let to_mac = if bridged { GUEST_MAC } else { UPLINK_MAC };
+                let ends = Ends { from_mac: PEER_MAC, to_mac, source: remote, destination: external };
+                (ends, REMOTE_PORT, external_port)
+            }
+        };
+        Ok(Packet::udp(ends, from, to, &vec![0x5a; size.saturating_sub(HEADERS)]).bytes())
+    }
+
+    /// Sends `packets` frames and returns the nanoseconds of each; every frame must have reached the sink.
+    pub fn send(&self, lane: &Lane, packets: u32) -> Result<u32> {
+        let before = self.arrived(lane.direction)?;
+        let nanoseconds = self.host.run(|| {
+            hold_cpu()?;
+            bpf::send_live(lane.generator.as_fd(), lane.interface, &lane.frame, packets)
+        })?;
+        let arrived = self.arrived(lane.direction)?.wrapping_sub(before);
+        let expected = if self.forwarding == Forwarding::Floor { 0 } else { u64::from(packets) };
+        // The agent's and the kernel's own packets may add a few; none may be missing.
+        ensure!(
+            (expected..=expected.saturating_add(8)).contains(&arrived),
+            "{}, {}: {arrived} packets of {expected} reached the sink",
+            self.name(),
+            lane.direction.name()
+        );
+        Ok(nanoseconds)
+    }
+
+    /// Packets that have reached the interface with the sink of a direction.
+    fn arrived(&self, direction: Direction) -> Result<u64> {
+        let (namespace, interface) = match direction {
+            Direction::Outbound => (&self.peer, "wan0"),
+            Direction::Inbound => (&self.guest, "eth0"),
+        };
+        let table = namespace.run(|| std::fs::read_to_string("/proc/thread-self/net/dev"))?;
+        let row = table.lines().find_map(|line| line.trim().strip_prefix(interface)?.strip_prefix(':'));
+        let row = row.with_context(|| format!("no {interface}"))?;
+        row.split_whitespace().nth(1).context("no count")?.parse().context("count of packets")
+    }
+
+    /// Looks at every frame of a small run where the sink takes them.
+    pub fn prove(&self, lane: &Lane) -> Result<()> {
+        let tap = match (self.forwarding, lane.direction) {
+            (Forwarding::Floor, Direction::Outbound) => Tap::open(&self.host, "vnet1")?,
+            (Forwarding::Floor, Direction::Inbound) => Tap::open(&self.host, "enp3s0")?,
+            (_, Direction::Outbound) => Tap::open(&self.peer, "wan0")?,
+            (_, Direction::Inbound) => Tap::open(&self.guest, "eth0")?,
+        };
+        self.send(lane, PROOF)?;
+        let packets: Vec<Ipv4> = tap.drain().iter().filter_map(|frame| Ipv4::parse(frame)).collect();
+        let (external, external_port) = self.external;
+        let (inside, remote) = (octets(&guest_address(1))?, octets(SERVER)?);
+        let right = |packet: &&Ipv4| {
+            let ends = (packet.source, packet.destination, packet.ports());
+            packet.header_is_sound
+                && packet.body_is_sound
+                && match lane.direction {
+                    Direction::Outbound => ends == (external, remote, Some((external_port, REMOTE_PORT))),
+                    Direction::Inbound => ends == (remote, inside, Some((REMOTE_PORT, GUEST_PORT))),
+                }
+        };
+        let sound = packets.iter().filter(right).count();
+        ensure!(
+            u32::try_from(sound)? == PROOF,
+            "{}, {}: {sound} of {PROOF} frames arrived as they should; the first of {}: {:?}",
+            self.name(),
+            lane.direction.name(),
+            packets.len(),
+            packets.first()
+        );
+        Ok(())
+    }
+
+    fn vmnat(&self, arguments: &[&str]) -> Result<String> {
+        let program = vmnat::program()?;
+        let program = program.to_str().context("a path that is no text")?;
+        self.host.exec(&[&[program, "--instance", &self.instance], arguments].concat())
+    }
+
+    /// vmnat's counters; empty where it is not vmnat that forwards.
+    pub fn outcomes(&self) -> Result<Vec<Count>> {
+        if !self.forwarding.is_vmnat() {
+            return Ok(Vec::new());
+        }
+        let document: Value = serde_json::from_str(&self.vmnat(&["counters", "--json"])?)?;
+        let rows = document.get("rows").and_then(Value::as_array).context("no rows")?;
+        rows.iter().map(|row| Count::read(row).with_context(|| format!("counter {row}"))).collect()
+    }
+
+    /// Ends what was started.
+    pub fn stop(&self) -> Result<()> {
+        if self.forwarding.is_vmnat() { self.vmnat(&["down"]).map(drop) } else { Ok(()) }
+    }
+}
+
+/// One of vmnat's counters.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Count {
+    /// Its name.
+    pub name: String,
+    /// `forwarded`, `passed` or `dropped`.
+    pub kind: String,
+    /// Packets.
+    pub packets: u64,
+}
+
+impl Count {
+    fn read(row: &Value) -> Option<Self> {
+        Some(Self {
+            name: row.get("name")?.as_str()?.to_owned(),
+            kind: row.get("kind")?.as_str()?.to_owned(),
+            packets: row.get("packets")?.as_u64()?,
+        })
+    }
+}
+
+/// Keeps this thread on the last CPU and every ordinary process from interrupting it.
+fn hold_cpu() -> Result<()> {
+    use nix::{
+        sched::{CpuSet, sched_setaffinity},
+        unistd::{Pid, SysconfVar, sysconf},
+    };
+    let cpus = sysconf(SysconfVar::_NPROCESSORS_ONLN)?.unwrap_or(1);
+    let mut only = CpuSet::new();
+    only.set(usize::try_from(cpus)?.saturating_sub(1))?;
+    sched_setaffinity(Pid::from_raw(0), &only).context("keeping to one CPU")?;
+    let parameters = libc::sched_param { sched_priority: 1 };
+    // SAFETY: the pointer is to a live structure, and 0 is the calling thread.
+    let refused = unsafe { libc::sched_setscheduler(0, libc::SCHED_FIFO, &raw const parameters) } != 0;
+    ensure!(!refused, "SCHED_FIFO: {}", std::io::Error::last_os_error());
+    Ok(())
+}
+
+fn written(mac: Mac) -> String {
+    mac.map(|byte| format!("{byte:02x}")).join(":")
+}
