@@ -39,10 +39,10 @@ Examples:
 #[command(name = "vmnat", version, after_help = after_help(), max_term_width = 110)]
 pub struct Cli {
     /// Which vmnat, where several run side by side on one kernel
-    #[arg(long, global = true, value_name = "NAME", default_value_t)]
+    #[arg(long, global = true, value_name = "NAME", default_value_t, display_order = 900)]
     instance: Instance,
     /// Say more on standard error; twice: everything
-    #[arg(short, long, global = true, action = clap::ArgAction::Count)]
+    #[arg(short, long, global = true, action = clap::ArgAction::Count, display_order = 901)]
     verbose: u8,
     #[command(subcommand)]
     command: Command,

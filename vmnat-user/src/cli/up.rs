@@ -23,11 +23,20 @@ use crate::{
     teardown,
 };
 
+const EXAMPLES: &str = "\
+Examples:
+  vmnat up --bridge virbr0                                 by the interface of the default route
+  vmnat up --bridge virbr0 --bridge br1 --uplink enp3s0    two bridges, one uplink
+  vmnat up --bridge br0 --network 10.0.0.0/16              guests beyond the bridge's own subnet
+  vmnat up --bridge virbr0 --wait 30s --foreground         in a service or a container
+";
+
 /// Put the guests behind a bridge online
 ///
 /// Run it again with a further bridge or uplink to add just that; run twice, it changes nothing. Translations that the
 /// kernel holds for the guests are taken over, so that their connections live on.
 #[derive(Clone, Debug, clap::Args)]
+#[command(after_help = EXAMPLES)]
 pub struct Args {
     /// A bridge whose guests are served; repeatable
     #[arg(long = "bridge", value_name = "BRIDGE")]
