@@ -197,8 +197,8 @@ pub struct Packet {
     pub destination: Address,
     /// Time to live.
     pub ttl: u8,
-    /// Whether the packet may not be fragmented.
-    pub dont_fragment: bool,
+    /// Fragment flags and offset as the header holds them; 0x4000 is "do not fragment".
+    pub fragment: u16,
     /// IP protocol number.
     pub protocol: u8,
     /// What follows the IPv4 header, its checksum field zero; see [`Packet::checksum_at`].
@@ -256,7 +256,7 @@ impl Packet {
             source,
             destination,
             ttl: 64,
-            dont_fragment: true,
+            fragment: 0x4000,
             protocol,
             body,
             checksum_at,
@@ -279,9 +279,9 @@ impl Packet {
 
     fn ip_header(&self) -> Vec<u8> {
         let length = u16::try_from(self.body.len() + 20).unwrap_or(u16::MAX).to_be_bytes();
-        let fragment = if self.dont_fragment { 0x40 } else { 0 };
+        let [flags, offset] = self.fragment.to_be_bytes();
         let mut header =
-            vec![0x45, 0, length[0], length[1], 0x12, 0x34, fragment, 0, self.ttl, self.protocol, 0, 0];
+            vec![0x45, 0, length[0], length[1], 0x12, 0x34, flags, offset, self.ttl, self.protocol, 0, 0];
         header.extend(self.source);
         header.extend(self.destination);
         let sum = checksum(&[&header]);

@@ -7,24 +7,27 @@ pub mod client;
 pub mod firewall;
 pub mod frame;
 pub mod iperf;
+mod machine;
 pub mod namespace;
 pub mod service;
 pub mod snapshot;
 pub mod vmnat;
 pub mod watch;
 
-use std::{fmt::Write as _, fs, path::Path, sync::Once, thread, time::Duration};
-
-use anyhow::{Context, Result, ensure};
-use nix::{
-    mount::{MntFlags, MsFlags, mount, umount2},
-    sched::{CloneFlags, unshare},
-    sys::signal::{Signal, kill},
-    unistd::Pid,
+use std::{
+    fmt::Write as _,
+    net::Ipv4Addr,
+    thread,
+    time::{Duration, Instant},
 };
 
+use anyhow::{Context, Result, ensure};
+use nix::sys::signal::{Signal, kill};
+
 use frame::{Ends, Mac};
-use namespace::{MARK, Namespace};
+use machine::Mounts;
+pub use machine::end_own_processes;
+use namespace::Namespace;
 use service::{ECHO, HTTP, Service};
 use watch::{KernelLog, LeakWatch};
 
@@ -135,16 +138,16 @@ impl Lab {
     ///
     /// As [`Lab::new`].
     pub fn with(setup: Setup) -> Result<Self> {
-        require_root()?;
-        end_leftovers();
-        raise_descriptor_limit();
+        machine::require_root()?;
+        machine::end_leftovers();
+        machine::raise_descriptor_limit();
         let mounts = Mounts::new()?;
         let log = KernelLog::from_here()?;
         let host = Namespace::new("host")?;
         let router = Namespace::new("router")?;
         let world = Namespace::new("world")?;
         connect_world(&host, &router, &world, setup)?;
-        let leaks = LeakWatch::new(&router, "wan0", EXTERNAL.parse::<std::net::Ipv4Addr>()?.octets())?;
+        let leaks = LeakWatch::new(&router, "wan0", EXTERNAL.parse::<Ipv4Addr>()?.octets())?;
         let services = Vec::new();
         let guests = Vec::new();
         let mut lab =
@@ -389,7 +392,7 @@ pub fn set_offloads(namespace: &Namespace, interface: &str, state: &str) -> Resu
 ///
 /// When it is none.
 pub fn octets(address: &str) -> Result<[u8; 4]> {
-    Ok(address.parse::<std::net::Ipv4Addr>().with_context(|| format!("address {address}"))?.octets())
+    Ok(address.parse::<Ipv4Addr>().with_context(|| format!("address {address}"))?.octets())
 }
 
 fn written(mac: Mac) -> String {
@@ -402,76 +405,10 @@ fn written(mac: Mac) -> String {
 ///
 /// When it does not hold within `patience`, or asking fails.
 pub fn wait_until(what: &str, patience: Duration, mut holds: impl FnMut() -> Result<bool>) -> Result<()> {
-    let deadline = std::time::Instant::now() + patience;
+    let deadline = Instant::now() + patience;
     while !holds().with_context(|| format!("waiting until {what}"))? {
-        ensure!(std::time::Instant::now() < deadline, "waited {patience:?} in vain until {what}");
+        ensure!(Instant::now() < deadline, "waited {patience:?} in vain until {what}");
         thread::sleep(Duration::from_millis(50));
     }
     Ok(())
-}
-
-fn require_root() -> Result<()> {
-    ensure!(nix::unistd::geteuid().is_root(), "this needs root: it makes network namespaces");
-    Ok(())
-}
-
-/// A thousand conversations are two thousand sockets of this process.
-fn raise_descriptor_limit() {
-    use nix::sys::resource::{Resource, getrlimit, setrlimit};
-    if let Ok((_, most)) = getrlimit(Resource::RLIMIT_NOFILE) {
-        setrlimit(Resource::RLIMIT_NOFILE, most.min(1 << 16), most).ok();
-    }
-}
-
-/// Ends agents and servers that a killed test has left running: they carry its mark, and it is no more.
-fn end_leftovers() {
-    static ONCE: Once = Once::new();
-    ONCE.call_once(|| end_marked(|owner| !Path::new(&format!("/proc/{owner}")).exists()));
-}
-
-/// Ends every process that a lab of this test or demo has started, agents too.
-pub fn end_own_processes() {
-    let own = std::process::id();
-    end_marked(|owner| u32::try_from(owner) == Ok(own));
-}
-
-fn end_marked(is_due: impl Fn(i32) -> bool) {
-    for entry in fs::read_dir("/proc").into_iter().flatten().flatten() {
-        let Some(process) = entry.file_name().to_str().and_then(|name| name.parse::<i32>().ok()) else {
-            continue;
-        };
-        let environment = fs::read(entry.path().join("environ")).unwrap_or_default();
-        let mut variables = environment.split(|&byte| byte == 0);
-        let owner = variables.find_map(|variable| {
-            std::str::from_utf8(variable).ok()?.strip_prefix(MARK)?.strip_prefix('=')?.parse::<i32>().ok()
-        });
-        if owner.is_some_and(&is_due) {
-            kill(Pid::from_raw(process), Signal::SIGKILL).ok();
-        }
-    }
-}
-
-/// A mount namespace of this thread, and of all threads and processes that it starts, with a bpffs and a `/run` of
-/// its own.
-#[derive(Debug)]
-struct Mounts;
-
-impl Mounts {
-    fn new() -> Result<Self> {
-        unshare(CloneFlags::CLONE_NEWNS).context("cannot make a mount namespace (root is needed)")?;
-        let none = None::<&str>;
-        mount(none, "/", none, MsFlags::MS_REC | MsFlags::MS_PRIVATE, none).context("private mounts")?;
-        mount(Some("bpf"), "/sys/fs/bpf", Some("bpf"), MsFlags::empty(), none)
-            .context("a bpffs (the kernel needs CONFIG_BPF_SYSCALL)")?;
-        mount(Some("tmpfs"), "/run", Some("tmpfs"), MsFlags::empty(), none).context("a tmpfs on /run")?;
-        Ok(Self)
-    }
-}
-
-impl Drop for Mounts {
-    fn drop(&mut self) {
-        for target in ["/run", "/sys/fs/bpf"] {
-            umount2(target, MntFlags::MNT_DETACH).ok();
-        }
-    }
 }

@@ -103,6 +103,24 @@ impl Lab {
         Ok(error)
     }
 
+    /// Asserts that `vmnat` refuses with an exit code of its own.
+    ///
+    /// # Errors
+    ///
+    /// When it does not refuse, or with another code.
+    pub fn refused_with(&self, code: i32, arguments: &[&str]) -> Result<()> {
+        let output = self.vmnat(arguments)?;
+        let error = String::from_utf8_lossy(&output.stderr);
+        let line = arguments.join(" ");
+        ensure!(
+            output.status.code() == Some(code),
+            "`vmnat {line}` exits with {:?} instead of {code}: {error}",
+            output.status.code()
+        );
+        ensure!(!error.trim().is_empty(), "`vmnat {line}` failed without a word");
+        Ok(())
+    }
+
     /// `vmnat up` with the lab's bridge and uplink.
     ///
     /// # Errors

@@ -29,7 +29,7 @@ fn traffic_of_all_kinds(lab: &Lab) -> Result<()> {
 }
 
 /// 1. nftables and iptables-legacy both drop FORWARD and INPUT, both count in every hook, and a masquerade rule with
-///    ip_forward=1 leaves the firewall as the only obstacle: guests are cut off, and the counters have seen it.
+///    `ip_forward` leaves the firewall as the only obstacle: guests are cut off, and the counters have seen it.
 /// 2. After `up`, guests do everything, the world comes in by a port forward, and no counter moves.
 fn unseen_by_both_firewalls(hook: Hook, br_netfilter: bool) -> Result<()> {
     let mut lab = Lab::with(Setup { ip_forward: true, br_netfilter, ..Setup::default() })?;

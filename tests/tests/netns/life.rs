@@ -9,7 +9,7 @@ use std::{
 
 use anyhow::{Context, Result, ensure};
 use vmnat_tests::lab::{
-    EXTERNAL, GATEWAY, Lab, ROUTER, SERVER, SERVER_ECHO, Setup,
+    EXTERNAL, GATEWAY, GATEWAY_ECHO, Lab, ROUTER, SERVER, SERVER_ECHO, Setup,
     client::{self, Asker, Conversation},
     firewall::NFT_DROPS,
     frame::{Packet, Tap},
@@ -35,6 +35,7 @@ on_both_hooks!(
     a_recreated_bridge_is_attached_again,
     the_uplinks_address_may_change,
     nothing_leaks_without_an_agent,
+    nothing_leaks_while_up_and_down_run,
     listings_are_versioned_json,
 );
 
@@ -304,15 +305,41 @@ fn nothing_leaks_without_an_agent(hook: Hook) -> Result<()> {
     for kind in 0..=40 {
         wire.send(&Packet::new(ends, 1, vec![kind, 0, 0, 0, 0, 1, 0, 1, 1, 2, 3, 4], Some(2)).bytes())?;
     }
-    for field in [0x2000_u16, 0x2001, 0x0001, 0x1fff, 0x8000] {
-        let mut frame = Packet::udp(ends, 30_000, 7000, &[7; 64]).bytes();
-        frame.splice(20..22, field.to_be_bytes());
-        let sum = vmnat_tests::lab::frame::checksum(&[&[&frame[14..24], &[0, 0], &frame[26..34]].concat()]);
-        frame.splice(24..26, sum.to_be_bytes());
-        wire.send(&frame)?;
+    for fragment in [0x2000, 0x2001, 0x0001, 0x1fff, 0x8000] {
+        wire.send(&Packet { fragment, ..Packet::udp(ends, 30_000, 7000, &[7; 64]) }.bytes())?;
     }
     thread::sleep(Duration::from_millis(300));
     lab.leaks.assert_none()?;
+    client::converse(lab.guest(1)?, SERVER_ECHO)?;
+    lab.assert_sound_but_for_invalid_packets()
+}
+
+/// Where the kernel did not forward before, it must not for a moment: a guest sends a datagram each millisecond while
+/// vmnat goes up and down five times.
+fn nothing_leaks_while_up_and_down_run(hook: Hook) -> Result<()> {
+    let mut lab = Lab::new()?;
+    client::ask(lab.guest(1)?, GATEWAY_ECHO)?;
+    let wire = Tap::open(lab.guest(1)?, "eth0")?;
+    let frame = Packet::udp(lab.outbound_ends(1, SERVER)?, 30_000, 9, b"without a pause").bytes();
+    let done = AtomicBool::new(false);
+    thread::scope(|scope| -> Result<()> {
+        let sending = scope.spawn(|| -> Result<()> {
+            while !done.load(Ordering::Relaxed) {
+                wire.send(&frame)?;
+                thread::sleep(Duration::from_millis(1));
+            }
+            Ok(())
+        });
+        let rounds = (0..5).try_for_each(|_| {
+            lab.up(hook)?;
+            lab.vmnat_ok(&["down"]).map(drop)
+        });
+        done.store(true, Ordering::Relaxed);
+        sending.join().map_err(|_| anyhow::anyhow!("the sender panicked"))??;
+        rounds
+    })?;
+    lab.leaks.assert_none()?;
+    lab.up(hook)?;
     client::converse(lab.guest(1)?, SERVER_ECHO)?;
     lab.assert_sound_but_for_invalid_packets()
 }

@@ -15,6 +15,7 @@ macro_rules! on_both_hooks {
     };
 }
 
+mod commands;
 mod firewalls;
 mod forwards;
 mod hostile;

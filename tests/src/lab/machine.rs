@@ -1,0 +1,79 @@
+//! What a lab takes from the machine, and gives back: limits, mounts, and processes that would outlive it.
+
+use std::{fs, path::Path, sync::Once};
+
+use anyhow::{Context, Result, ensure};
+use nix::{
+    mount::{MntFlags, MsFlags, mount, umount2},
+    sched::{CloneFlags, unshare},
+    sys::signal::{Signal, kill},
+    unistd::Pid,
+};
+
+use super::namespace::MARK;
+
+pub(super) fn require_root() -> Result<()> {
+    ensure!(nix::unistd::geteuid().is_root(), "this needs root: it makes network namespaces");
+    Ok(())
+}
+
+/// A thousand conversations are two thousand sockets of this process.
+pub(super) fn raise_descriptor_limit() {
+    use nix::sys::resource::{Resource, getrlimit, setrlimit};
+    if let Ok((_, most)) = getrlimit(Resource::RLIMIT_NOFILE) {
+        setrlimit(Resource::RLIMIT_NOFILE, most.min(1 << 16), most).ok();
+    }
+}
+
+/// Ends agents and servers that a killed test has left running: they carry its mark, and it is no more.
+pub(super) fn end_leftovers() {
+    static ONCE: Once = Once::new();
+    ONCE.call_once(|| end_marked(|owner| !Path::new(&format!("/proc/{owner}")).exists()));
+}
+
+/// Ends every process that a lab of this test or demo has started, agents too.
+pub fn end_own_processes() {
+    let own = std::process::id();
+    end_marked(|owner| u32::try_from(owner) == Ok(own));
+}
+
+fn end_marked(is_due: impl Fn(i32) -> bool) {
+    for entry in fs::read_dir("/proc").into_iter().flatten().flatten() {
+        let Some(process) = entry.file_name().to_str().and_then(|name| name.parse::<i32>().ok()) else {
+            continue;
+        };
+        let environment = fs::read(entry.path().join("environ")).unwrap_or_default();
+        let mut variables = environment.split(|&byte| byte == 0);
+        let owner = variables.find_map(|variable| {
+            std::str::from_utf8(variable).ok()?.strip_prefix(MARK)?.strip_prefix('=')?.parse::<i32>().ok()
+        });
+        if owner.is_some_and(&is_due) {
+            kill(Pid::from_raw(process), Signal::SIGKILL).ok();
+        }
+    }
+}
+
+/// A mount namespace of this thread, and of all threads and processes that it starts, with a bpffs and a `/run` of
+/// its own.
+#[derive(Debug)]
+pub(super) struct Mounts;
+
+impl Mounts {
+    pub(super) fn new() -> Result<Self> {
+        unshare(CloneFlags::CLONE_NEWNS).context("cannot make a mount namespace (root is needed)")?;
+        let none = None::<&str>;
+        mount(none, "/", none, MsFlags::MS_REC | MsFlags::MS_PRIVATE, none).context("private mounts")?;
+        mount(Some("bpf"), "/sys/fs/bpf", Some("bpf"), MsFlags::empty(), none)
+            .context("a bpffs (the kernel needs CONFIG_BPF_SYSCALL)")?;
+        mount(Some("tmpfs"), "/run", Some("tmpfs"), MsFlags::empty(), none).context("a tmpfs on /run")?;
+        Ok(Self)
+    }
+}
+
+impl Drop for Mounts {
+    fn drop(&mut self) {
+        for target in ["/run", "/sys/fs/bpf"] {
+            umount2(target, MntFlags::MNT_DETACH).ok();
+        }
+    }
+}
