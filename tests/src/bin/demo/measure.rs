@@ -12,6 +12,9 @@ use vmnat_tests::lab::{
 /// Size of the download, bytes.
 pub const DOWNLOAD: usize = 4_000_000;
 
+/// Runs of iperf3 each way; the best one counts, since a machine has other things to do.
+pub const RUNS: u32 = 2;
+
 /// What one way of translating achieves, once downloads and the port forward have passed their checks.
 #[derive(Clone, Copy, Debug)]
 pub struct Figures {
@@ -47,9 +50,11 @@ impl Figures {
         lab.host.nft("delete table ip audit\ndelete table bridge audit\n")?;
         let mut rates = [0.0; 2];
         for (rate, way) in rates.iter_mut().zip([Way::Up, Way::Down]) {
-            *rate = iperf::run(guest, &lab.world, SERVER, way, seconds)?;
+            for _ in 0..RUNS {
+                *rate = iperf::run(guest, &lab.world, SERVER, way, seconds)?.max(*rate);
+            }
             let words = if way == Way::Up { "guest to world" } else { "world to guest" };
-            println!("   iperf3, {words}, {seconds} s: {:.2} Gbit/s", *rate / 1e9);
+            println!("   iperf3, {words}, better of {RUNS} runs of {seconds} s: {:.2} Gbit/s", *rate / 1e9);
         }
         let [up, down] = rates;
         Ok(Self {
