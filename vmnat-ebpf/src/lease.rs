@@ -51,7 +51,7 @@ pub fn admit(ctx: &TcContext, packet: &Packet, port: &BridgePort) -> Result<(), 
     });
     let is_new = lease.mac == Mac::ZERO;
     if !is_new {
-        let moved = lease.port != in_if && bridge::is_direct(lease.port);
+        let moved = in_if != 0 && lease.port != in_if && bridge::is_direct(lease.port);
         if (moved || lease.mac != mac) && (lease.mac == mac || neighbour(ctx, packet, port) != mac) {
             return Err(Outcome::SpoofedSource);
         }

@@ -212,7 +212,6 @@ fn plan_bridge(bridge: &LinkFact, facts: &Facts, circumstances: &Circumstances, 
         flags: flags | closed,
     };
     plan.bridge_port.push((bridge.index, entry(BridgePortFlags::IS_BRIDGE)));
-    plan.hooks.push(Hook::of_bridge(&bridge.name, bridge.index));
     for port in facts.ports_of(bridge.index) {
         match fitness(bridge, port, circumstances) {
             Fitness::Plain => {
@@ -229,6 +228,8 @@ fn plan_bridge(bridge: &LinkFact, facts: &Facts, circumstances: &Circumstances, 
             }
         }
     }
+    // After its ports: what reaches the bridge's hook unmarked then comes from a port that has none.
+    plan.hooks.push(Hook::of_bridge(&bridge.name, bridge.index));
 }
 
 /// Whether a port gets a hook of its own.
@@ -323,7 +324,7 @@ mod tests {
     }
 
     #[test]
-    fn a_plain_host_is_hooked_uplink_first() {
+    fn a_plain_host_is_hooked_uplink_first_and_bridge_last() {
         let (state, facts) = host();
         let plan = plan(&state, &facts, &Circumstances::default()).unwrap();
         let hooks: Vec<String> = plan.hooks.iter().map(ToString::to_string).collect();
@@ -332,8 +333,8 @@ mod tests {
             [
                 "guard at egress of enp3s0",
                 "inbound at ingress of enp3s0",
-                "outbound_bridge at ingress of virbr0",
-                "outbound_port at ingress of vnet0"
+                "outbound_port at ingress of vnet0",
+                "outbound_bridge at ingress of virbr0"
             ]
         );
         assert!(plan.warnings.is_empty(), "{:?}", plan.warnings);

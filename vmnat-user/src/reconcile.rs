@@ -60,14 +60,14 @@ pub async fn reconcile(
     Ok(done)
 }
 
-/// The first half of [`reconcile`]: kernel settings and maps.
+/// The first half of [`reconcile`]: maps.
 ///
 /// # Errors
 /// As [`reconcile`].
 pub fn fill(tables: &Tables, state: &mut State, facts: &Facts, done: &mut Reconciled) -> Result<Plan> {
     // Refuse what cannot be before anything is touched.
     check(state, facts)?;
-    sysctls::settle(state, facts, done);
+    sysctls::survey(state, facts, done);
     let circumstances =
         Circumstances { obstructed: obstructed(state, facts), closed: sysctls::closed(state) };
     let plan = plan::plan(state, facts, &circumstances)?;
@@ -84,7 +84,7 @@ pub fn fill(tables: &Tables, state: &mut State, facts: &Facts, done: &mut Reconc
     Ok(plan)
 }
 
-/// The second half of [`reconcile`]: hooks.
+/// The second half of [`reconcile`]: hooks, and then the kernel setting that makes guests routable.
 ///
 /// # Errors
 /// As [`reconcile`].
@@ -97,6 +97,9 @@ pub async fn attach(
 ) -> Result<()> {
     let synced = link::sync(instance, handle, state, &plan.hooks).await?;
     done.changes.extend(synced.changes);
+    if synced.failures.is_empty() {
+        sysctls::turn_on(state, done);
+    }
     done.failures.extend(synced.failures);
     state.warnings.clone_from(&plan.warnings);
     state.warnings.extend(done.failures.iter().map(|failure| format!("{failure:#}")));

@@ -38,7 +38,7 @@ pub fn exists(instance: &Instance) -> bool {
     instance.run().exists() || instance.pins().exists()
 }
 
-/// Ends the agent, detaches every hook, puts kernel settings back, removes pins and state.
+/// Ends the agent, puts kernel settings back, detaches every hook, removes pins and state.
 ///
 /// # Errors
 /// [`Error::NotRunning`] when there is nothing, [`Error::Locked`] when another command is at it.
@@ -56,10 +56,11 @@ pub async fn teardown(instance: &Instance, handle: &Handle) -> Result<TornDown> 
         }
     };
     done.note(agent::end(instance).map(|ran| ran.then(|| "ended the agent".to_owned())));
+    // While the guard still stands: what the bridge forwarded before is the kernel's again, untranslated.
+    restore_sysctls(&mut state, handle, &mut done).await;
     let synced = link::detach_all(instance, handle, &mut state).await;
     done.removed.extend(synced.changes);
     done.failures.extend(synced.failures.iter().map(|failure| format!("{failure:#}")));
-    restore_sysctls(&mut state, handle, &mut done).await;
     match dataplane::unpin(instance) {
         Ok(false) => {}
         Ok(true) => {

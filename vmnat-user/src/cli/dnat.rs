@@ -32,6 +32,9 @@ enum Action {
         /// For example 8080:192.168.122.10:80, or 192.0.2.1:53:192.168.122.10:53/udp
         #[arg(value_name = "[HOSTIP:]PORT:GUEST:PORT[/tcp|udp]")]
         forward: ForwardSpec,
+        /// Take the port even where a socket of the host has it
+        #[arg(long)]
+        steal: bool,
     },
     /// Remove a port forward; connections through it go on
     Rm {
@@ -64,13 +67,13 @@ struct Row {
 /// When the change cannot be made.
 pub async fn run(instance: &Instance, args: Args) -> Result<()> {
     match args.action {
-        Action::Add { forward } => add(instance, forward).await,
+        Action::Add { forward, steal } => add(instance, forward, steal).await,
         Action::Rm { which } => remove(instance, &which).await,
         Action::List { json } => list(instance, json),
     }
 }
 
-async fn add(instance: &Instance, spec: ForwardSpec) -> Result<()> {
+async fn add(instance: &Instance, spec: ForwardSpec, steal: bool) -> Result<()> {
     let mut change = Change::begin(instance).await?;
     if let Some(same) = change.state.forwards.iter().find(|forward| forward.spec == spec) {
         return print::line(&format!("port forward {} ({spec}) is there already", same.id));
@@ -87,19 +90,18 @@ async fn add(instance: &Instance, spec: ForwardSpec) -> Result<()> {
     if !networks.iter().any(|network| network.subnet.contains(&spec.guest)) {
         return Err(Error::NotAGuest { guest: spec.guest }.into());
     }
+    if !steal && host_ports::taken()?.sockets.contains(&(spec.protocol, spec.port)) {
+        let what = format!("port {}/{}", spec.port, spec.protocol);
+        let holder = "a socket of the host".to_owned();
+        let hint =
+            ": end what listens there, take another port, or give this one to the guest with --steal".into();
+        return Err(Error::Taken { what, holder, hint }.into());
+    }
     let id = change.state.next_forward;
     change.state.next_forward = id.saturating_add(1);
     change.state.forwards.push(PortForward { id, spec });
-    let held = host_ports::taken()?.sockets.contains(&(spec.protocol, spec.port));
     report(&change.apply().await?, "no uplink serves it yet")?;
-    print::line(&format!("port forward {id} is {spec}"))?;
-    if held {
-        let port = format!("port {}/{}", spec.port, spec.protocol);
-        print::line(&format!(
-            "note: a socket of the host has {port} too; from outside it is now the guest's"
-        ))?;
-    }
-    Ok(())
+    print::line(&format!("port forward {id} is {spec}"))
 }
 
 async fn remove(instance: &Instance, which: &str) -> Result<()> {

@@ -5,7 +5,9 @@ use std::{collections::HashSet, mem, os::fd::AsFd as _};
 use anyhow::{Context as _, Result};
 use aya::programs::{
     Link as _, SchedClassifier,
-    tc::{NlOptions, SchedClassifierLink, TcAttachOptions, TcHandle, qdisc_add_clsact},
+    tc::{
+        NlOptions, SchedClassifierLink, SchedClassifierLinkId, TcAttachOptions, TcHandle, qdisc_add_clsact,
+    },
 };
 use futures::TryStreamExt as _;
 use netlink_packet_route::tc::TcHandle as QdiscHandle;
@@ -75,9 +77,7 @@ fn settle(instance: &Instance, state: &mut State, hook: &Hook) -> Result<Option<
         Err(error) => tracing::debug!("clsact of {}: {error}", hook.interface),
     }
     let mut program = SchedClassifier::from_pin(&pin)?;
-    // Preference 0 lets the kernel choose one below every other.
-    let options = TcAttachOptions::Netlink(NlOptions::default());
-    let id = program.attach_with_options(&hook.interface, hook.point.attach_type(), options)?;
+    let id = attach_ahead(&mut program, hook)?;
     let link = program.take_link(id)?;
     state.filters.push(FilterRecord {
         interface: hook.interface.clone(),
@@ -91,6 +91,21 @@ fn settle(instance: &Instance, state: &mut State, hook: &Hook) -> Result<Option<
     // Dropping the link would detach the filter, which shall outlive this process.
     mem::forget(link);
     Ok(Some(format!("attached {hook}")))
+}
+
+/// Attaches with the best preference that is free. A preference belongs to one kind of filter, so one that holds another
+/// kind is refused; 0 lets the kernel choose, behind every other.
+fn attach_ahead(program: &mut SchedClassifier, hook: &Hook) -> Result<SchedClassifierLinkId> {
+    let mut attach = |priority| {
+        let options = TcAttachOptions::Netlink(NlOptions { priority, ..NlOptions::default() });
+        program.attach_with_options(&hook.interface, hook.point.attach_type(), options)
+    };
+    for priority in 1..=8 {
+        if let Ok(id) = attach(priority) {
+            return Ok(id);
+        }
+    }
+    Ok(attach(0)?)
 }
 
 fn known(record: &FilterRecord) -> Result<SchedClassifierLink> {

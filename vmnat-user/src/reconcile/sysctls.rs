@@ -9,14 +9,16 @@ use super::Reconciled;
 use crate::{
     facts::Facts,
     state::{State, SysctlRecord},
-    sysctl::{self, Restored},
+    sysctl::{self, Change, Restored},
 };
 
 const IP_FORWARD: &str = "net/ipv4/ip_forward";
 
-/// Turns forwarding on where a bridge has it off, and puts it back on interfaces that are no bridges of ours any
-/// more.
-pub(super) fn settle(state: &mut State, facts: &Facts, done: &mut Reconciled) {
+const ON: &str = "1";
+
+/// Puts `forwarding` on record for each bridge that has it off, and back on interfaces that are no bridges of ours any
+/// more. Nothing is turned on yet: until the hooks stand, the kernel would forward guests' packets as they are.
+pub(super) fn survey(state: &mut State, facts: &Facts, done: &mut Reconciled) {
     let bridges: Vec<_> = state.bridges.iter().filter_map(|bridge| facts.link(&bridge.name)).collect();
     let (kept, former): (Vec<_>, Vec<_>) = std::mem::take(&mut state.sysctls)
         .into_iter()
@@ -30,14 +32,28 @@ pub(super) fn settle(state: &mut State, facts: &Facts, done: &mut Reconciled) {
     }
     let ip_forward = sysctl::read(IP_FORWARD).unwrap_or_default();
     for bridge in bridges {
-        match sysctl::apply(&format!("net/ipv4/conf/{}/forwarding", bridge.name), "1") {
-            Ok(None) => {}
-            // Somebody turned it off again: what it was at first is what `down` restores.
-            Ok(Some(_)) if state.sysctls.iter().any(|record| record.ifindex == bridge.index) => {}
-            Ok(Some(change)) => {
-                done.changes.push(format!("set {} from {} to {}", change.path, change.before, change.after));
+        let path = format!("net/ipv4/conf/{}/forwarding", bridge.name);
+        // Where it is on record already, what it was at first is what `down` restores.
+        let is_known = state.sysctls.iter().any(|record| record.ifindex == bridge.index);
+        match sysctl::read(&path) {
+            Ok(before) if before != ON && !is_known => {
+                let change = Change { path, before, after: ON.into() };
                 let ip_forward = ip_forward.clone();
                 state.sysctls.push(SysctlRecord { change, ifindex: bridge.index, ip_forward });
+            }
+            Ok(_) => {}
+            Err(error) => done.failures.push(error),
+        }
+    }
+}
+
+/// Turns on what is on record. Only once every hook stands: the guard first of all.
+pub(super) fn turn_on(state: &State, done: &mut Reconciled) {
+    for record in &state.sysctls {
+        match sysctl::apply(&record.change.path, &record.change.after) {
+            Ok(None) => {}
+            Ok(Some(change)) => {
+                done.changes.push(format!("set {} from {} to {}", change.path, change.before, change.after));
             }
             Err(error) => done.failures.push(error),
         }
