@@ -1,7 +1,7 @@
 //! What a guest, the host or a stranger tries: connect, ask, ping, download.
 
 use std::{
-    io::{BufRead, BufReader, Read, Write},
+    io::{BufRead, BufReader, ErrorKind, Read, Write},
     net::{Ipv4Addr, Shutdown, SocketAddr, SocketAddrV4, TcpStream, UdpSocket},
     os::fd::{AsRawFd, FromRawFd, OwnedFd},
     thread,
@@ -11,7 +11,7 @@ use std::{
 use anyhow::{Context, Result, bail, ensure};
 
 use super::{
-    frame::checksum,
+    frame::{checksum, wait_readable},
     namespace::Namespace,
     service::{content, sha256},
 };
@@ -176,8 +176,13 @@ impl Asker {
         self.send(to, &payload)?;
         self.socket.set_read_timeout(Some(patience))?;
         let mut answer = vec![0; 1 << 16];
-        let (length, from) =
-            self.socket.recv_from(&mut answer).with_context(|| format!("no answer over UDP from {to}"))?;
+        let (length, from) = loop {
+            match self.socket.recv_from(&mut answer) {
+                // A wait with a time limit is not resumed by the kernel (signal(7)).
+                Err(error) if error.kind() == ErrorKind::Interrupted => {}
+                received => break received.with_context(|| format!("no answer over UDP from {to}"))?,
+            }
+        };
         ensure!(from == to.parse()?, "asked {to}, answered by {from}");
         answer.truncate(length);
         let space = answer.iter().position(|&byte| byte == b' ').context("an answer without the caller")?;
@@ -292,10 +297,7 @@ fn echo_request(identifier: u16, to: Ipv4Addr, patience: Duration) -> Result<Pon
     sendto(socket.as_raw_fd(), &request, &SockaddrIn::from(SocketAddrV4::new(to, 0)), MsgFlags::empty())?;
     loop {
         let left = patience.saturating_sub(started.elapsed());
-        let mut poll = libc::pollfd { fd: socket.as_raw_fd(), events: libc::POLLIN, revents: 0 };
-        // SAFETY: the pointer names one pollfd.
-        let ready = unsafe { libc::poll(&raw mut poll, 1, i32::try_from(left.as_millis())?) };
-        if ready <= 0 {
+        if !wait_readable(&socket, left) {
             bail!("no reply within {patience:?}");
         }
         let mut buffer = [0_u8; 2048];

@@ -89,11 +89,7 @@ impl Tap {
     /// The next frame, or none when there is none within `patience`.
     #[must_use]
     pub fn receive(&self, patience: Duration) -> Option<Vec<u8>> {
-        let mut poll = libc::pollfd { fd: self.socket.as_raw_fd(), events: libc::POLLIN, revents: 0 };
-        // SAFETY: the pointer names one pollfd.
-        let ready =
-            unsafe { libc::poll(&raw mut poll, 1, i32::try_from(patience.as_millis()).unwrap_or(i32::MAX)) };
-        if ready <= 0 {
+        if !wait_readable(&self.socket, patience) {
             return None;
         }
         let mut frame = vec![0; 1 << 16];
@@ -162,6 +158,22 @@ impl Tap {
         let deadline = Instant::now() + patience;
         let frames = std::iter::from_fn(|| self.receive(deadline.saturating_duration_since(Instant::now())));
         frames.filter_map(|frame| Ipv4::parse(&frame)).filter(|packet| wanted(packet)).collect()
+    }
+}
+
+/// Waits until a socket has something to read; false when nothing comes within `patience`.
+pub(super) fn wait_readable(socket: &OwnedFd, patience: Duration) -> bool {
+    let deadline = Instant::now() + patience;
+    loop {
+        let left = deadline.saturating_duration_since(Instant::now());
+        let mut poll = libc::pollfd { fd: socket.as_raw_fd(), events: libc::POLLIN, revents: 0 };
+        // SAFETY: the pointer names one pollfd.
+        let ready =
+            unsafe { libc::poll(&raw mut poll, 1, i32::try_from(left.as_millis()).unwrap_or(i32::MAX)) };
+        // Interrupted: poll is never resumed by the kernel (signal(7)).
+        if ready >= 0 || io::Error::last_os_error().kind() != io::ErrorKind::Interrupted {
+            return ready > 0;
+        }
     }
 }
 

@@ -109,6 +109,8 @@ fn flows_are_filtered_counted_and_removed(hook: Hook) -> Result<()> {
     ensure!(count(&["--protocol", "udp"])? == 0, "--protocol udp");
     let counted = lab.vmnat_ok(&["flows", "--count", "--guest", &one])?;
     ensure!(counted.trim() == "1", "--count prints {counted:?}");
+    // A delayed acknowledgment (at most 200 ms) would open the flow again at once.
+    thread::sleep(Duration::from_millis(300));
     lab.vmnat_ok(&["flows", "rm", "--guest", &one])?;
     ensure!(count(&["--guest", &one])? == 0, "the removed flow is still there");
     ensure!(count(&[])? == 1, "the other guest's flow is gone too");
