@@ -28,6 +28,7 @@ use nix::sys::signal::{SigSet, Signal};
 use vmnat_tests::lab::{self, vmnat};
 
 use goal::Goal;
+use packet::Extent;
 
 /// Measures vmnat beside the kernel's own ways to forward
 #[derive(Debug, Parser)]
@@ -48,8 +49,11 @@ struct Args {
     /// Frame sizes of `packet`, bytes without the frame check sequence; goals are about the first
     #[arg(long, value_delimiter = ',', default_values_t = [64, 1514])]
     sizes: Vec<usize>,
+    /// Also measure parts of vmnat's way in `packet`
+    #[arg(long)]
+    parts: bool,
     /// Rounds of `stream`
-    #[arg(long, default_value_t = 7)]
+    #[arg(long, default_value_t = 11)]
     stream_rounds: usize,
     /// Seconds of each run of `stream`
     #[arg(long, default_value_t = 2)]
@@ -57,6 +61,12 @@ struct Args {
     /// Write the results into this folder as benchmarks.md and benchmarks/*.json
     #[arg(long, value_name = "FOLDER")]
     write: Option<PathBuf>,
+}
+
+impl Args {
+    fn extent(&self) -> Extent<'_> {
+        Extent { rounds: self.rounds, packets: self.packets, sizes: &self.sizes, parts: self.parts }
+    }
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -89,7 +99,7 @@ fn run(args: &Args) -> Result<bool> {
     let mut goals: Vec<Goal> = Vec::new();
     for bench in benches {
         let section = match bench {
-            Bench::Packet => packet::run(args.rounds, args.packets, &args.sizes)?,
+            Bench::Packet => packet::run(args.extent())?,
             Bench::Stream => stream::run(args.stream_rounds, args.seconds)?,
         };
         println!("\n{}", section.text);

@@ -36,6 +36,23 @@ const RIGS: [(Forwarding, bool); 11] = [
     (Forwarding::Masquerade, true),
 ];
 
+/// Parts of vmnat's way outbound, for those who want to know where its nanoseconds go.
+const PARTS: [(Forwarding, bool); 2] =
+    [(Forwarding::RedirectToNeighbour, false), (Forwarding::Unguarded, false)];
+
+/// How much to measure.
+#[derive(Clone, Copy, Debug)]
+pub struct Extent<'a> {
+    /// Rounds.
+    pub rounds: usize,
+    /// Packets of each rig in each round.
+    pub packets: u32,
+    /// Frame sizes, bytes.
+    pub sizes: &'a [usize],
+    /// Also measure parts of vmnat's way.
+    pub parts: bool,
+}
+
 /// What was measured of one rig in one direction.
 #[derive(Debug)]
 struct Measured<'a> {
@@ -47,28 +64,29 @@ struct Measured<'a> {
 }
 
 /// Measures, and describes what came of it.
-pub fn run(rounds: usize, packets: u32, sizes: &[usize]) -> Result<Section> {
+pub fn run(extent: Extent<'_>) -> Result<Section> {
     // A lab without guests: its mounts keep vmnat's pins and state from the machine's.
     let mut shelter = Lab::with(Setup { guests: 0, ..Setup::default() })?;
     shelter.keep_quiet();
-    let rigs = rigs()?;
+    let rigs = rigs(extent.parts)?;
     let mut all = Vec::new();
-    for size in sizes {
+    for size in extent.sizes {
         for direction in [Direction::Outbound, Direction::Inbound] {
-            println!("{} frames of {size} bytes, {rounds} rounds of {packets}", direction.name());
-            all.push(measure(&rigs, direction, *size, rounds, packets)?);
+            println!("packet: {} frames of {size} bytes", direction.name());
+            all.push(measure(&rigs, direction, *size, extent)?);
         }
     }
-    let section = describe(&all, rounds, packets, sizes.first().copied());
+    let section = describe(&all, extent);
     for rig in &rigs {
         rig.stop()?;
     }
     Ok(section)
 }
 
-fn rigs() -> Result<Vec<Rig>> {
+fn rigs(with_parts: bool) -> Result<Vec<Rig>> {
     let mut rigs = Vec::new();
-    for (forwarding, br_netfilter) in RIGS {
+    let parts = if with_parts { &PARTS[..] } else { &[] };
+    for (forwarding, br_netfilter) in RIGS.iter().chain(parts).copied() {
         let mut rig = Rig::new(forwarding, br_netfilter)?;
         rig.start().with_context(|| rig.name())?;
         rig.converse()?;
@@ -86,17 +104,17 @@ fn rigs() -> Result<Vec<Rig>> {
 fn is_measured(rig: &Rig, direction: Direction) -> bool {
     match direction {
         Direction::Outbound => true,
+        Direction::Inbound if PARTS.contains(&(rig.forwarding, rig.br_netfilter)) => false,
         Direction::Inbound => !rig.br_netfilter || rig.forwarding == Forwarding::Masquerade,
     }
 }
 
-fn measure(
-    rigs: &[Rig],
+fn measure<'a>(
+    rigs: &'a [Rig],
     direction: Direction,
     size: usize,
-    rounds: usize,
-    packets: u32,
-) -> Result<Vec<Measured<'_>>> {
+    extent: Extent<'_>,
+) -> Result<Vec<Measured<'a>>> {
     let mut measured = Vec::new();
     for rig in rigs.iter().filter(|rig| is_measured(rig, direction)) {
         let lane = rig.lane(direction, size)?;
@@ -106,13 +124,13 @@ fn measure(
         measured.push(Measured { rig, lane, size, nanoseconds: Series::default(), sent: 0 });
     }
     let before: Vec<Vec<Count>> = measured.iter().map(|one| one.rig.outcomes()).collect::<Result<_>>()?;
-    for round in 0..rounds {
+    for round in 0..extent.rounds {
         let first = round % measured.len().max(1);
         let (front, back) = measured.split_at_mut(first);
         for one in back.iter_mut().chain(front) {
             one.rig.send(&one.lane, WARM_UP)?;
-            one.nanoseconds.0.push(f64::from(one.rig.send(&one.lane, packets)?));
-            one.sent += u64::from(WARM_UP) + u64::from(packets);
+            one.nanoseconds.0.push(f64::from(one.rig.send(&one.lane, extent.packets)?));
+            one.sent += u64::from(WARM_UP) + u64::from(extent.packets);
         }
     }
     for (one, before) in measured.iter().zip(&before) {
@@ -157,17 +175,18 @@ fn ratio(own: &Series, reference: Option<&Series>) -> Series {
     reference.map_or_else(Series::default, |reference| own.with(reference, |own, other| own / other))
 }
 
-fn describe(all: &[Vec<Measured<'_>>], rounds: usize, packets: u32, size_of_goals: Option<usize>) -> Section {
-    let mut text = format!(
+fn describe(all: &[Vec<Measured<'_>>], extent: Extent<'_>) -> Section {
+    let Extent { rounds, packets, sizes, parts: _ } = extent;
+    let how = format!(
         "How: `BPF_PROG_TEST_RUN` with live frames, 64 at a time, `XDP_PASS` into the receive path of the bridge's port\n\
          (outbound) or of the uplink (inbound); a tc program drops them behind the other interface. The kernel's own\n\
          clock, on one CPU held by SCHED_FIFO. {rounds} rounds of {packets} UDP packets for each row, by turns. Cells are\n\
          medians with quartiles. `net` is less the floor of the same round; ratios are of raw figures, round by round.\n\
-         Every frame of a first {} was looked at behind the other interface, all later ones were counted there, and\n\
-         vmnat's counters agree with what was sent.\n",
-        PROOF
+         Every frame of a first {PROOF} was looked at behind the other interface, all later ones were counted there, and\n\
+         vmnat's counters agree with what was sent. Connection tracking did not verify UDP checksums, as with a guest's\n\
+         virtio or a network card that has done so."
     );
-    let (mut rows_json, mut goals) = (Vec::new(), Vec::new());
+    let (mut paragraphs, mut rows_json, mut goals) = (vec![how], Vec::new(), Vec::new());
     for measured in all {
         let Some(Measured { lane, size, .. }) = measured.first() else { continue };
         let floor = series(measured, Forwarding::Floor);
@@ -194,17 +213,17 @@ fn describe(all: &[Vec<Measured<'_>>], rounds: usize, packets: u32, size_of_goal
         }
         let heading = format!("{}, {size}-byte frames", lane.direction.name());
         let columns = [&heading[..], "ns", "net ns", "× nft masquerade", "× L2 bridge"];
-        text.push_str(&format!("\n{}\n", table(&columns, &rows)));
-        if Some(*size) == size_of_goals {
+        paragraphs.push(table(&columns, &rows));
+        if sizes.first() == Some(size) {
             goals.extend(goals_of(measured, lane.direction));
         }
     }
     let rows: Vec<_> = goals.iter().map(Goal::cells).collect();
-    text.push_str(&format!("\n{}\n", table(&["goal, median of raw ratios", "bound", "measured", ""], &rows)));
+    paragraphs.push(table(&["goal, median of raw ratios", "bound", "measured", ""], &rows));
     let data = json!({
         "schema": 1, "machine": report::machine(), "rounds": rounds, "packets": packets, "rows": rows_json,
     });
-    Section { name: "packet", title: "Nanoseconds of a packet", text, data, goals }
+    Section { name: "packet", title: "Nanoseconds of a packet", text: paragraphs.join("\n\n"), data, goals }
 }
 
 fn goals_of(measured: &[Measured<'_>], direction: Direction) -> Vec<Goal> {

@@ -12,6 +12,8 @@ const WORDS: usize = HEADER / 8;
 const LOAD_WORD: u8 = 0x61;
 const LOAD_IMMEDIATE: u8 = 0x18;
 const STORE: u8 = 0x7b;
+const STORE_IMMEDIATE: u8 = 0x7a;
+const STORE_IMMEDIATE_WORD: u8 = 0x62;
 const MOVE: u8 = 0xbf;
 const MOVE_IMMEDIATE: u8 = 0xb7;
 const ADD_IMMEDIATE: u8 = 0x07;
@@ -22,6 +24,11 @@ const EXIT: u8 = 0x95;
 const XDP_PASS: u32 = 2;
 const TC_ACT_SHOT: u32 = 2;
 const BPF_FUNC_REDIRECT: u32 = 23;
+const BPF_FUNC_REDIRECT_NEIGH: u32 = 152;
+const AF_INET: u32 = 2;
+
+/// The frame pointer, r10.
+const FRAME: u8 = 10;
 
 /// XDP: writes the frame's header and passes it on. Frames are recycled with whatever became of them on their road,
 /// so every one is written anew.
@@ -37,9 +44,9 @@ pub fn generator(frame: &[u8]) -> Vec<Instruction> {
         instruction(JUMP_IF_GREATER, 4, 3, skip, 0),
     ];
     for (word, offset) in words.iter().take(WORDS).zip((0..).step_by(8)) {
-        let [a, b, c, d, e, f, g, h] = *word;
-        program.push(instruction(LOAD_IMMEDIATE, 5, 0, 0, u32::from_le_bytes([a, b, c, d])));
-        program.push(instruction(0, 0, 0, 0, u32::from_le_bytes([e, f, g, h])));
+        let [low, high] = halves(u64::from_le_bytes(*word));
+        program.push(instruction(LOAD_IMMEDIATE, 5, 0, 0, low));
+        program.push(instruction(0, 0, 0, 0, high));
         program.push(instruction(STORE, 2, 5, offset, 0));
     }
     program.extend(answer(XDP_PASS));
@@ -59,6 +66,30 @@ pub fn redirect(ifindex: u32) -> Vec<Instruction> {
         instruction(CALL, 0, 0, 0, BPF_FUNC_REDIRECT),
         instruction(EXIT, 0, 0, 0, 0),
     ]
+}
+
+/// Classifier: sends everything out by another interface to a neighbour, whose MAC the kernel writes.
+pub fn redirect_to_neighbour(ifindex: u32, neighbour: [u8; 4]) -> Vec<Instruction> {
+    // `struct bpf_redir_neigh` of `linux/bpf.h`, 20 bytes below the frame pointer: family, address, zeros.
+    const AT: i16 = -24;
+    const SIZE: u32 = 20;
+    vec![
+        instruction(STORE_IMMEDIATE_WORD, FRAME, 0, AT.cast_unsigned(), AF_INET),
+        instruction(STORE_IMMEDIATE_WORD, FRAME, 0, (AT + 4).cast_unsigned(), u32::from_le_bytes(neighbour)),
+        instruction(STORE_IMMEDIATE, FRAME, 0, (AT + 8).cast_unsigned(), 0),
+        instruction(STORE_IMMEDIATE, FRAME, 0, (AT + 16).cast_unsigned(), 0),
+        instruction(MOVE_IMMEDIATE, 1, 0, 0, ifindex),
+        instruction(MOVE, 2, FRAME, 0, 0),
+        instruction(ADD_IMMEDIATE, 2, 0, 0, i32::from(AT).cast_unsigned()),
+        instruction(MOVE_IMMEDIATE, 3, 0, 0, SIZE),
+        instruction(MOVE_IMMEDIATE, 4, 0, 0, 0),
+        instruction(CALL, 0, 0, 0, BPF_FUNC_REDIRECT_NEIGH),
+        instruction(EXIT, 0, 0, 0, 0),
+    ]
+}
+
+fn halves(word: u64) -> [u32; 2] {
+    [word as u32, (word >> 32) as u32]
 }
 
 fn answer(code: u32) -> [Instruction; 2] {

@@ -53,8 +53,7 @@ impl Section {
         sections.retain(|section| heading(section) != self.title);
         sections.push(format!("{}\n\n{}\n\n{}", self.title, machine_in_words(), self.text.trim()));
         sections.sort_by_key(|section| heading(section));
-        let body: String = sections.iter().map(|section| format!("\n## {section}\n")).collect();
-        format!("{INTRODUCTION}{body}")
+        format!("{INTRODUCTION}\n## {}\n", sections.join("\n\n## "))
     }
 }
 

@@ -9,7 +9,9 @@
 //! take ARP away too.
 
 use std::{
+    fs,
     os::fd::{AsFd as _, OwnedFd},
+    path::Path,
     time::Duration,
 };
 
@@ -25,7 +27,7 @@ use vmnat_tests::lab::{
 
 use crate::{
     bpf::{self, Kind},
-    program,
+    program::{self, Instruction},
 };
 
 const GUEST_MAC: Mac = [0x52, 0x54, 0, 0, 0, 0x10];
@@ -70,6 +72,8 @@ pub enum Forwarding {
     Floor,
     /// A tc program of four instructions redirects everything.
     Redirect,
+    /// A tc program redirects everything, and the kernel writes the next hop's MAC.
+    RedirectToNeighbour,
     /// The uplink is a port of the bridge.
     Bridge,
     /// The kernel routes, without any rule.
@@ -78,6 +82,8 @@ pub enum Forwarding {
     Masquerade,
     /// vmnat at the bridge's port.
     Port,
+    /// The same without the guard at the uplink's egress.
+    Unguarded,
     /// vmnat at the bridge, because the port is isolated.
     BridgeHook,
 }
@@ -88,22 +94,24 @@ impl Forwarding {
         match self {
             Self::Floor => "floor: generator, receive, sink",
             Self::Redirect => "bare redirect, port to port",
+            Self::RedirectToNeighbour => "bare redirect to a neighbour",
             Self::Bridge => "plain L2 bridge",
             Self::Route => "plain L3 forward, no rules",
             Self::Masquerade => "nft masquerade",
             Self::Port => "vmnat, port hook",
+            Self::Unguarded => "vmnat, port hook, without its guard",
             Self::BridgeHook => "vmnat, bridge hook",
         }
     }
 
     /// True when a guest's address is replaced.
-    pub const fn translates(self) -> bool {
-        matches!(self, Self::Masquerade | Self::Port | Self::BridgeHook)
+    pub fn translates(self) -> bool {
+        self.is_vmnat() || self == Self::Masquerade
     }
 
     /// True when it is vmnat that forwards.
     pub const fn is_vmnat(self) -> bool {
-        matches!(self, Self::Port | Self::BridgeHook)
+        matches!(self, Self::Port | Self::Unguarded | Self::BridgeHook)
     }
 }
 
@@ -220,13 +228,29 @@ impl Rig {
         if self.br_netfilter { set.context("br_netfilter is not loaded") } else { Ok(()) }
     }
 
+    /// Gives guest and peer their addresses, for conversations of their own stacks; returns both.
+    pub fn inhabit(&self) -> Result<(&Namespace, &Namespace)> {
+        self.guest.ip(&format!(
+            "address add {}/24 dev eth0\nroute add default via {GATEWAY}\n",
+            guest_address(1)
+        ))?;
+        self.peer.ip(&format!("address add {ROUTER}/24 dev wan0\naddress add {SERVER}/32 dev wan0\n"))?;
+        Ok((&self.guest, &self.peer))
+    }
+
     /// Starts what forwards.
     pub fn start(&mut self) -> Result<()> {
         match self.forwarding {
             Forwarding::Floor | Forwarding::Bridge | Forwarding::Route => Ok(()),
             Forwarding::Redirect => {
-                self.link_redirect("vnet1", "enp3s0")?;
-                self.link_redirect("enp3s0", "vnet1")
+                let (port, uplink) = (self.host.interface("vnet1")?, self.host.interface("enp3s0")?);
+                self.link(&program::redirect(uplink), port)?;
+                self.link(&program::redirect(port), uplink)
+            }
+            Forwarding::RedirectToNeighbour => {
+                let (port, uplink) = (self.host.interface("vnet1")?, self.host.interface("enp3s0")?);
+                self.link(&program::redirect_to_neighbour(uplink, octets(ROUTER)?), port)?;
+                self.link(&program::redirect(port), uplink)
             }
             Forwarding::Masquerade => {
                 self.host.nft(MASQUERADE)?;
@@ -234,17 +258,30 @@ impl Rig {
                 // virtio or a network card does not make connection tracking add them up.
                 self.host.set_sysctl("net/netfilter/nf_conntrack_checksum", "0")
             }
-            Forwarding::Port | Forwarding::BridgeHook => {
-                self.vmnat(&["up", "--bridge", "virbr0", "--uplink", "enp3s0", "--hook", "tcx"]).map(drop)
+            Forwarding::Port | Forwarding::BridgeHook => self.up(),
+            Forwarding::Unguarded => {
+                self.up()?;
+                self.unguard()
             }
         }
     }
 
-    fn link_redirect(&mut self, from: &str, to: &str) -> Result<()> {
-        let to = self.host.interface(to)?;
-        let from = self.host.interface(from)?;
-        let program = bpf::load(Kind::Classifier, &program::redirect(to))?;
-        self.links.push(self.host.run(|| bpf::attach_ingress(program.as_fd(), from))?);
+    fn up(&self) -> Result<()> {
+        self.vmnat(&["up", "--bridge", "virbr0", "--uplink", "enp3s0", "--hook", "tcx"]).map(drop)
+    }
+
+    /// Takes the pin of the guard's link away, and the link with it.
+    fn unguard(&self) -> Result<()> {
+        let versions = fs::read_dir(Path::new("/sys/fs/bpf/vmnat").join(&self.instance))?;
+        for version in versions {
+            fs::remove_file(version?.path().join("links/enp3s0-egress")).context("the guard's link")?;
+        }
+        Ok(())
+    }
+
+    fn link(&mut self, instructions: &[Instruction], ifindex: u32) -> Result<()> {
+        let program = bpf::load(Kind::Classifier, instructions)?;
+        self.links.push(self.host.run(|| bpf::attach_ingress(program.as_fd(), ifindex))?);
         Ok(())
     }
 
@@ -342,7 +379,7 @@ impl Rig {
             Direction::Outbound => (&self.peer, "wan0"),
             Direction::Inbound => (&self.guest, "eth0"),
         };
-        let table = namespace.run(|| std::fs::read_to_string("/proc/thread-self/net/dev"))?;
+        let table = namespace.run(|| fs::read_to_string("/proc/thread-self/net/dev"))?;
         let row = table.lines().find_map(|line| line.trim().strip_prefix(interface)?.strip_prefix(':'));
         let row = row.with_context(|| format!("no {interface}"))?;
         row.split_whitespace().nth(1).context("no count")?.parse().context("count of packets")
