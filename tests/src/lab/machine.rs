@@ -4,6 +4,7 @@ use std::{fs, path::Path, sync::Once};
 
 use anyhow::{Context, Result, ensure};
 use nix::{
+    errno::Errno,
     mount::{MntFlags, MsFlags, mount, umount2},
     sched::{CloneFlags, unshare},
     sys::signal::{Signal, kill},
@@ -62,7 +63,16 @@ impl Mounts {
     pub(super) fn new() -> Result<Self> {
         unshare(CloneFlags::CLONE_NEWNS).context("cannot make a mount namespace (root is needed)")?;
         let none = None::<&str>;
-        mount(none, "/", none, MsFlags::MS_REC | MsFlags::MS_PRIVATE, none).context("private mounts")?;
+        match mount(none, "/", none, MsFlags::MS_REC | MsFlags::MS_PRIVATE, none) {
+            // The root of a chroot need not be a mount; what is mounted below it is made private one by one.
+            Err(Errno::EINVAL) => {
+                for line in fs::read_to_string("/proc/thread-self/mounts")?.lines() {
+                    let point = line.split(' ').nth(1).unwrap_or_default();
+                    mount(none, point, none, MsFlags::MS_PRIVATE, none).ok();
+                }
+            }
+            tried => tried.context("private mounts")?,
+        }
         mount(Some("bpf"), "/sys/fs/bpf", Some("bpf"), MsFlags::empty(), none)
             .context("a bpffs (the kernel needs CONFIG_BPF_SYSCALL)")?;
         mount(Some("tmpfs"), "/run", Some("tmpfs"), MsFlags::empty(), none).context("a tmpfs on /run")?;

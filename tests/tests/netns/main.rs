@@ -25,3 +25,4 @@ mod neighbours;
 mod path;
 mod takeover;
 mod traffic;
+mod uplinks;
