@@ -41,7 +41,8 @@ const SETTLE: Duration = Duration::from_millis(100);
 /// The same for what changes all the time: neighbours and forwarding tables.
 const SETTLE_NEIGHBOURS: Duration = Duration::from_secs(2);
 
-/// Between two looks at what announces no change: ports that the host holds, kernel settings, filters.
+/// Between two looks at what announces no change: ports that the host holds, kernel settings, filters
+/// of tc.
 const LOOK: Duration = Duration::from_secs(30);
 
 /// Holds the agent's place: one agent an instance.
@@ -195,7 +196,7 @@ impl<'a> Agent<'a> {
 
     /// Plans a reconcile for what has changed.
     fn note(&mut self, changes: Changes) {
-        let firm = Changes::LINK.with(Changes::ADDRESS).with(Changes::ROUTE);
+        let firm = Changes::LINK.with(Changes::ADDRESS).with(Changes::ROUTE).with(Changes::RULES);
         self.rerouted |= changes.any_of(Changes::ROUTE);
         if !changes.is_empty() {
             let after = if changes.any_of(firm) { SETTLE } else { SETTLE_NEIGHBOURS };

@@ -5,6 +5,7 @@
 
 mod filters;
 mod gather;
+mod port_rules;
 mod watch;
 
 use ipnet::Ipv4Net;
@@ -13,6 +14,7 @@ use vmnat_common::{Address, Mac};
 pub use self::{
     filters::{IngressFilter, ingress_filters},
     gather::gather,
+    port_rules::{PortRules, port_rules},
     watch::{Changes, Watch},
 };
 

@@ -1,7 +1,7 @@
 //! The plan: what maps and hooks must hold, from the wish and one picture of the namespace. No I/O.
 
 use std::{
-    collections::{HashMap, HashSet},
+    collections::{BTreeMap, HashMap, HashSet},
     net::Ipv4Addr,
 };
 
@@ -48,7 +48,7 @@ pub struct Plan {
 /// What the plan needs beside wish and picture.
 #[derive(Clone, Debug, Default)]
 pub struct Circumstances {
-    /// Ports that have something of the operator's behind their hook, and what it is.
+    /// Ports that have something of the operator's behind their hook, and what it is, as a clause.
     pub obstructed: HashMap<u32, String>,
     /// Bridges from which the host forwarded nothing before.
     pub closed: HashSet<u32>,
@@ -212,6 +212,7 @@ fn plan_bridge(bridge: &LinkFact, facts: &Facts, circumstances: &Circumstances, 
         flags: flags | closed,
     };
     plan.bridge_port.push((bridge.index, entry(BridgePortFlags::IS_BRIDGE)));
+    let mut special: BTreeMap<String, Vec<&str>> = BTreeMap::new();
     for port in facts.ports_of(bridge.index) {
         match fitness(bridge, port, circumstances) {
             Fitness::Plain => {
@@ -221,12 +222,16 @@ fn plan_bridge(bridge: &LinkFact, facts: &Facts, circumstances: &Circumstances, 
             Fitness::Down => plan.bridge_port.push((port.index, entry(0))),
             Fitness::Special(why) => {
                 plan.bridge_port.push((port.index, entry(0)));
-                plan.warnings.push(format!(
-                    "port {} of {} uses the slower hook of its bridge: {why}",
-                    port.name, bridge.name
-                ));
+                special.entry(why).or_default().push(&port.name);
             }
         }
+    }
+    for (why, ports) in special {
+        let ports = match ports[..] {
+            [port] => format!("port {port} of {} uses the slower hook of its", bridge.name),
+            _ => format!("ports {} of {} use the slower hook of their", ports.join(", "), bridge.name),
+        };
+        plan.warnings.push(format!("{ports} bridge: {why}"));
     }
     // After its ports: what reaches the bridge's hook unmarked then comes from a port that has none.
     plan.hooks.push(Hook::of_bridge(&bridge.name, bridge.index));
@@ -250,7 +255,7 @@ fn fitness(bridge: &LinkFact, port: &LinkFact, circumstances: &Circumstances) ->
         return Fitness::Special("the port is isolated".to_owned());
     }
     if let Some(what) = circumstances.obstructed.get(&port.index) {
-        return Fitness::Special(format!("its ingress has {what}"));
+        return Fitness::Special(what.clone());
     }
     match port.port_state {
         Some(PORT_FORWARDING) => Fitness::Plain,
@@ -349,6 +354,21 @@ mod tests {
         assert_eq!(plan.hooks.len(), 3);
         assert_eq!(plan.bridge_port[1].1.flags & BridgePortFlags::DIRECT, 0);
         assert_eq!(plan.warnings.len(), 1);
+    }
+
+    #[test]
+    fn ports_with_one_reason_share_a_warning() {
+        let (state, mut facts) = host();
+        facts.links.push(LinkFact { index: 4, name: "vnet1".into(), ..facts.links[2].clone() });
+        let rules = "rules see its packets".to_owned();
+        let mut circumstances = Circumstances::default();
+        circumstances.obstructed.extend([(3, rules.clone()), (4, rules)]);
+        let plan = plan(&state, &facts, &circumstances).unwrap();
+        assert_eq!(
+            plan.warnings,
+            ["ports vnet0, vnet1 of virbr0 use the slower hook of their bridge: rules see its packets"]
+        );
+        assert_eq!(plan.hooks.len(), 3);
     }
 
     #[test]

@@ -15,6 +15,7 @@ use anyhow::{Context as _, Result};
 use bytemuck::Pod;
 use ipnet::Ipv4Net;
 use rtnetlink::Handle;
+use tracing::warn;
 use vmnat_common::{
     flow::{FlowKey, Side},
     forward::{Forward, ForwardKey},
@@ -129,11 +130,17 @@ pub fn flush(tables: &Tables, is_doomed: impl Fn(&FlowKey, &Session) -> bool) ->
     Ok(verdicts.into_iter().filter(|verdict| *verdict == Verdict::Removed).count())
 }
 
-/// Ports with an ingress filter that is not vmnat's own.
+/// Ports with something of the operator's behind their hook: an ingress filter that is not vmnat's own, or rules of
+/// nftables.
 fn obstructed(state: &State, facts: &Facts) -> HashMap<u32, String> {
     let bridges = state.bridges.iter().filter_map(|bridge| facts.link(&bridge.name));
+    let rules = facts::port_rules();
+    let rules = rules.inspect_err(|error| warn!("the rules of nftables cannot be listed: {error}"));
+    let rules = rules.unwrap_or_default();
     let mut obstructed = HashMap::new();
-    for port in bridges.flat_map(|bridge| facts.ports_of(bridge.index)) {
+    for (bridge, port) in
+        bridges.flat_map(|bridge| facts.ports_of(bridge.index).map(move |port| (bridge, port)))
+    {
         // The port may be gone by now.
         let filters = facts::ingress_filters(port.index).unwrap_or_default();
         let foreign = filters.into_iter().find(|filter| {
@@ -142,7 +149,9 @@ fn obstructed(state: &State, facts: &Facts) -> HashMap<u32, String> {
             })
         });
         if let Some(filter) = foreign {
-            obstructed.insert(port.index, format!("a {} filter", filter.kind));
+            obstructed.insert(port.index, format!("its ingress has a {} filter", filter.kind));
+        } else if let Some(rules) = rules.concerning(&port.name, &bridge.name) {
+            obstructed.insert(port.index, rules);
         }
     }
     obstructed

@@ -8,12 +8,26 @@ use std::{
 };
 
 use anyhow::Context as _;
-use rtnetlink::sys::{AsyncSocket, SocketAddr, TokioSocket, protocols::NETLINK_ROUTE};
+use rtnetlink::sys::{
+    AsyncSocket, SocketAddr, TokioSocket,
+    protocols::{NETLINK_NETFILTER, NETLINK_ROUTE},
+};
+
+use tracing::debug;
 
 use crate::netlink::{Message, Messages};
 
 /// Bits of the multicast groups link (1), neigh (3), ipv4-ifaddr (5) and ipv4-route (7), which count from one.
 const GROUPS: u32 = 1 << 0 | 1 << 2 | 1 << 4 | 1 << 6;
+
+/// Bit of the multicast group of nftables (`NFNLGRP_NFTABLES`, 7).
+const NFTABLES: u32 = 1 << 6;
+
+/// `NFNL_SUBSYS_NFTABLES`, the high byte of a message's type.
+const NFTABLES_SUBSYSTEM: u16 = 10;
+
+/// Families whose rules stand behind the hooks of ports: `NFPROTO_NETDEV` and `NFPROTO_BRIDGE`.
+const PORT_FAMILIES: [u8; 2] = [5, 7];
 
 /// Bytes of one read: notifications are a few hundred bytes each, a link's up to some thousand.
 const BUFFER: usize = 32 * 1024;
@@ -36,8 +50,10 @@ impl Changes {
     pub const NEIGHBOUR: Self = Self(8);
     /// An entry of a bridge's forwarding table changed; frequent.
     pub const FDB: Self = Self(16);
+    /// A rule of nftables behind the hooks of ports came or went.
+    pub const RULES: Self = Self(32);
     /// Anything may have changed: notifications were lost.
-    pub const ALL: Self = Self(31);
+    pub const ALL: Self = Self(63);
 
     /// True when nothing has.
     #[must_use]
@@ -61,6 +77,8 @@ impl Changes {
 /// A subscription to changes in the network namespace of the thread that opened it.
 pub struct Watch {
     socket: TokioSocket,
+    /// None where the kernel has no nftables.
+    rules: Option<TokioSocket>,
     buffer: Vec<u8>,
 }
 
@@ -70,8 +88,11 @@ impl Watch {
     /// # Errors
     /// When the kernel gives no netlink socket.
     pub fn open() -> anyhow::Result<Self> {
-        let socket = subscribe().context("cannot watch the interfaces: netlink refused the subscription")?;
-        Ok(Self { socket, buffer: vec![0; BUFFER] })
+        let socket = subscribe(NETLINK_ROUTE, GROUPS)
+            .context("cannot watch the interfaces: netlink refused the subscription")?;
+        let rules = subscribe(NETLINK_NETFILTER, NFTABLES);
+        let rules = rules.inspect_err(|error| debug!("changes of nftables are not announced: {error}")).ok();
+        Ok(Self { socket, rules, buffer: vec![0; BUFFER] })
     }
 
     /// Waits for changes, and returns all that have been announced by then. Dropping the future loses none.
@@ -85,20 +106,26 @@ impl Watch {
     /// Reads until nothing is left; may return no change after a flood of what is none.
     fn poll(&mut self, context: &mut Context<'_>) -> Poll<io::Result<Changes>> {
         let mut changes = Changes::default();
-        for _ in 0..READS {
-            match read(&self.socket, &mut self.buffer, context) {
-                Poll::Ready(found) => changes = changes.with(found?),
-                Poll::Pending if changes.is_empty() => return Poll::Pending,
-                Poll::Pending => break,
-            }
+        let mut more = false;
+        for socket in [Some(&self.socket), self.rules.as_ref()].into_iter().flatten() {
+            let mut reads = 0..READS;
+            more |= loop {
+                match read(socket, &mut self.buffer, context) {
+                    Poll::Ready(found) => changes = changes.with(found?),
+                    Poll::Pending => break false,
+                }
+                if reads.next().is_none() {
+                    break true;
+                }
+            };
         }
-        Poll::Ready(Ok(changes))
+        if changes.is_empty() && !more { Poll::Pending } else { Poll::Ready(Ok(changes)) }
     }
 }
 
-fn subscribe() -> io::Result<TokioSocket> {
-    let mut socket = TokioSocket::new(NETLINK_ROUTE)?;
-    socket.socket_mut().bind(&SocketAddr::new(0, GROUPS))?;
+fn subscribe(protocol: isize, groups: u32) -> io::Result<TokioSocket> {
+    let mut socket = TokioSocket::new(protocol)?;
+    socket.socket_mut().bind(&SocketAddr::new(0, groups))?;
     Ok(socket)
 }
 
@@ -118,7 +145,8 @@ fn read(socket: &TokioSocket, buffer: &mut [u8], context: &mut Context<'_>) -> P
     })
 }
 
-/// The kind that a notification is of; numbers as in `linux/rtnetlink.h`. The body begins with the family.
+/// The kind that a notification is of; numbers as in `linux/rtnetlink.h`. The body begins with the family. Both
+/// sockets' notifications are told apart by the type alone: routing's have no subsystem.
 fn kind_of(message: Message<'_>) -> Changes {
     let family = message.body.first().copied().map_or(libc::AF_UNSPEC, i32::from);
     match message.kind {
@@ -127,6 +155,10 @@ fn kind_of(message: Message<'_>) -> Changes {
         24 | 25 => Changes::ROUTE,
         28 | 29 if family == libc::AF_INET => Changes::NEIGHBOUR,
         28 | 29 if family == libc::AF_BRIDGE => Changes::FDB,
+        kind if kind >> 8 == NFTABLES_SUBSYSTEM => match message.body.first() {
+            Some(family) if PORT_FAMILIES.contains(family) => Changes::RULES,
+            _ => Changes::default(),
+        },
         _ => Changes::default(),
     }
 }
@@ -146,11 +178,20 @@ mod tests {
         assert_eq!(kind(28, libc::AF_BRIDGE), Changes::FDB);
         assert!(kind(28, libc::AF_INET6).is_empty());
         assert!(kind_of(Message { kind: 3, body: &[] }).is_empty());
+        assert_eq!(kind_of(Message { kind: 0x0a06, body: &[7] }), Changes::RULES);
+        assert!(kind_of(Message { kind: 0x0a06, body: &[2] }).is_empty());
     }
 
     #[test]
     fn everything_is_every_kind() {
-        let kinds = [Changes::LINK, Changes::ADDRESS, Changes::ROUTE, Changes::NEIGHBOUR, Changes::FDB];
+        let kinds = [
+            Changes::LINK,
+            Changes::ADDRESS,
+            Changes::ROUTE,
+            Changes::NEIGHBOUR,
+            Changes::FDB,
+            Changes::RULES,
+        ];
         assert_eq!(kinds.into_iter().fold(Changes::default(), Changes::with), Changes::ALL);
     }
 }
