@@ -10,7 +10,7 @@ use vmnat_common::{
 };
 
 use crate::{
-    classify, forward,
+    classify, forward, icmp,
     parse::{self, Frame, Packet},
     rewrite, route, session, settings,
 };
@@ -51,6 +51,12 @@ fn invite(ctx: &TcContext, packet: &Packet) -> Result<(), Outcome> {
         && let Some((protocol, forward)) = forward::find(packet)
     {
         return forward::open(ctx, packet, protocol, forward);
+    }
+    if icmp::is_error(packet) {
+        match icmp::inbound(ctx, packet) {
+            Err(Outcome::NoFlow) => {}
+            Ok(outcome) | Err(outcome) => return Err(outcome),
+        }
     }
     let uninvited = classify::uninvited(packet.key.source, packet.key.destination);
     match (uninvited, packet.tracked) {

@@ -28,6 +28,8 @@ mod forward;
 #[cfg(target_arch = "bpf")]
 mod guard;
 #[cfg(target_arch = "bpf")]
+mod icmp;
+#[cfg(target_arch = "bpf")]
 mod inbound;
 #[cfg(target_arch = "bpf")]
 mod lease;

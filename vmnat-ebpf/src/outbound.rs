@@ -7,7 +7,7 @@ use aya_ebpf::programs::TcContext;
 use vmnat_common::{Outcome, bridge::BridgePort, endpoint::Protocol, flow::Side, session::Session};
 
 use crate::{
-    bridge, classify, lease,
+    bridge, classify, icmp, lease,
     maps::BRIDGE_PORT,
     parse::{self, Frame, Packet},
     rewrite, route, session, settings,
@@ -72,6 +72,9 @@ fn judge(ctx: &TcContext, packet: &Packet) -> Result<(), Outcome> {
         return Err(bridge::to_station(ctx, packet, &port).unwrap_or_else(|outcome| outcome));
     }
     let way = classify::way_out(ctx, packet, &port)?;
+    if icmp::is_error(packet) && packet.ttl() > 1 {
+        return Err(answer(ctx, packet));
+    }
     packet.tracked?;
     if packet.ttl() <= 1 {
         return Err(Outcome::TtlExpired);
@@ -83,6 +86,13 @@ fn judge(ctx: &TcContext, packet: &Packet) -> Result<(), Outcome> {
         return Ok(());
     }
     session::open(ctx, packet, &port, &way)
+}
+
+/// Sends a guest's ICMP error; a call of its own for the sake of the stack.
+#[inline(never)]
+fn answer(ctx: &TcContext, packet: &Packet) -> Outcome {
+    let (Ok(outcome) | Err(outcome)) = icmp::outbound(ctx, packet);
+    outcome
 }
 
 /// Whether the packet may take one more hop and fits the uplink. The kernel answers the guest where it can: before any

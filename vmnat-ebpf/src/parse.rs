@@ -12,7 +12,7 @@ use core::mem::offset_of;
 use aya_ebpf::{bindings::__sk_buff, helpers::generated::bpf_skb_pull_data, programs::TcContext};
 use vmnat_common::{
     Address, Mac, Outcome, Port,
-    endpoint::Protocol,
+    endpoint::{Endpoint, Protocol},
     flow::{FlowKey, Side},
     wire::{ethernet, icmp, ipv4, tcp, udp},
 };
@@ -184,6 +184,55 @@ pub fn arp_sender(ctx: &TcContext) -> Option<ArpSender> {
             station: mac(start + ethernet::SOURCE),
         })
     }
+}
+
+/// What an ICMP error quotes of the packet that it is about.
+#[derive(Clone, Copy, Default)]
+pub struct Quote {
+    /// Source of the quoted packet.
+    pub source: Endpoint,
+    /// Its destination.
+    pub destination: Endpoint,
+    /// Its IP protocol number.
+    pub protocol: u8,
+    /// Bytes from the frame's start to the quoted IPv4 header.
+    pub l3: usize,
+    /// Bytes from the frame's start to the quoted transport header.
+    pub l4: usize,
+}
+
+/// Reads the quote of an ICMP error. It may be cut anywhere; an error is one without ports: too short, of a later fragment
+/// or of a protocol that has none. Off the hot path, so by copies.
+#[inline(always)]
+pub fn quote(ctx: &TcContext, packet: &Packet, quote: &mut Quote) -> Result<(), ()> {
+    let l3 = packet.l4 + icmp::LEN;
+    let copy = |offset: usize| ctx.load::<u16>(offset).map_err(drop);
+    let address = |offset: usize| ctx.load::<u32>(offset).map(Address::from_wire).map_err(drop);
+    let header = ipv4::header_length(ctx.load::<u8>(l3 + ipv4::VERSION_IHL).map_err(drop)?).ok_or(())?;
+    if ipv4::is_later_fragment(u16::from_be(copy(l3 + ipv4::FRAGMENT)?)) {
+        return Err(());
+    }
+    let l4 = l3 + header;
+    let protocol = ctx.load::<u8>(l3 + ipv4::PROTOCOL).map_err(drop)?;
+    let (source, destination) = match Protocol::from_number(protocol) {
+        Some(Protocol::Tcp | Protocol::Udp) => (copy(l4 + tcp::SOURCE)?, copy(l4 + tcp::DESTINATION)?),
+        Some(Protocol::Icmp) => {
+            let kind = ctx.load::<u8>(l4 + icmp::TYPE).map_err(drop)?;
+            let (near, far) = (copy(l4 + icmp::IDENTIFIER)?, icmp::far_port(kind).to_wire());
+            match icmp::class(kind) {
+                icmp::Class::Query => (near, far),
+                icmp::Class::Reply => (far, near),
+                icmp::Class::Error | icmp::Class::Other => return Err(()),
+            }
+        }
+        None => return Err(()),
+    };
+    quote.source = Endpoint::new(address(l3 + ipv4::SOURCE)?, Port::from_wire(source));
+    quote.destination = Endpoint::new(address(l3 + ipv4::DESTINATION)?, Port::from_wire(destination));
+    quote.protocol = protocol;
+    quote.l3 = l3;
+    quote.l4 = l4;
+    Ok(())
 }
 
 /// Source address and protocol of an IPv4 packet on its way out; none when it is too short to have them.

@@ -15,7 +15,7 @@ use vmnat_common::{
     wire::{ethernet, icmp, ipv4, tcp, udp},
 };
 
-use crate::parse::{L3, Packet, bounds};
+use crate::parse::{L3, Packet, Quote, bounds};
 
 /// What replaces the near endpoint, and the differences that makes to checksums.
 #[derive(Clone, Copy)]
@@ -47,6 +47,81 @@ pub fn source(ctx: &TcContext, packet: &Packet, change: Change) -> Result<(), Ou
 #[inline(always)]
 pub fn destination(ctx: &TcContext, packet: &Packet, change: Change) -> Result<(), Outcome> {
     endpoint(ctx, packet, change, End::Destination)
+}
+
+/// Replaces the source of an ICMP error's own header, one hop further.
+#[inline(always)]
+pub fn outer_source(ctx: &TcContext, packet: &Packet, change: Change) -> Result<(), Outcome> {
+    let (start, end) = bounds(ctx);
+    network(start, end, packet, change, End::Source)
+}
+
+/// Replaces the destination of an ICMP error's own header, one hop further.
+#[inline(always)]
+pub fn outer_destination(ctx: &TcContext, packet: &Packet, change: Change) -> Result<(), Outcome> {
+    let (start, end) = bounds(ctx);
+    network(start, end, packet, change, End::Destination)
+}
+
+/// Replaces the source in an ICMP error's quote.
+#[inline(always)]
+pub fn quoted_source(ctx: &TcContext, packet: &Packet, quote: &Quote, change: Change) -> Result<(), Outcome> {
+    quoted(ctx, packet, quote, change, End::Source)
+}
+
+/// Replaces the destination in an ICMP error's quote.
+#[inline(always)]
+pub fn quoted_destination(
+    ctx: &TcContext,
+    packet: &Packet,
+    quote: &Quote,
+    change: Change,
+) -> Result<(), Outcome> {
+    quoted(ctx, packet, quote, change, End::Destination)
+}
+
+/// The quote: address, header checksum, port, and the transport checksum where the quote reaches that far. The error's own
+/// checksum covers them all and takes the sum of the differences.
+#[inline(always)]
+fn quoted(
+    ctx: &TcContext,
+    packet: &Packet,
+    quote: &Quote,
+    change: Change,
+    which: End,
+) -> Result<(), Outcome> {
+    let Quote { l3, l4, protocol, .. } = *quote;
+    let both = checksum::fold(u64::from(change.address_diff) + u64::from(change.port_diff));
+    let (address_at, port_at) = match which {
+        End::Source => (l3 + ipv4::SOURCE, l4 + tcp::SOURCE),
+        End::Destination => (l3 + ipv4::DESTINATION, l4 + tcp::DESTINATION),
+    };
+    let (port_at, sum_at, sum_diff) = match Protocol::from_number(protocol) {
+        Some(Protocol::Tcp) => (port_at, l4 + tcp::CHECKSUM, both),
+        Some(Protocol::Udp) => (port_at, l4 + udp::CHECKSUM, both),
+        Some(Protocol::Icmp) => (l4 + icmp::IDENTIFIER, l4 + icmp::CHECKSUM, change.port_diff),
+        None => return Err(Outcome::RewriteFailed),
+    };
+    let mut diff = u64::from(both);
+    ctx.store(address_at, &change.address.to_wire(), 0).map_err(|_| Outcome::RewriteFailed)?;
+    ctx.store(port_at, &change.port.to_wire(), 0).map_err(|_| Outcome::RewriteFailed)?;
+    diff += replaced_sum(ctx, l3 + ipv4::CHECKSUM, change.address_diff)?;
+    // A UDP checksum of zero was never computed; TCP's lies beyond a quote of eight bytes.
+    match ctx.load::<u16>(sum_at) {
+        Ok(0) if protocol == Protocol::Udp.number() => {}
+        Ok(_) => diff += replaced_sum(ctx, sum_at, sum_diff)?,
+        Err(_) => {}
+    }
+    replaced_sum(ctx, packet.l4 + icmp::CHECKSUM, checksum::fold(diff)).map(drop)
+}
+
+/// Updates a checksum field by a difference; returns the difference that the field itself makes.
+#[inline(always)]
+fn replaced_sum(ctx: &TcContext, at: usize, diff: u16) -> Result<u64, Outcome> {
+    let old = ctx.load::<u16>(at).map_err(|_| Outcome::RewriteFailed)?;
+    let new = checksum::update(old, diff);
+    ctx.store(at, &new, 0).map_err(|_| Outcome::RewriteFailed)?;
+    Ok(u64::from(checksum::word_diff(old, new)))
 }
 
 /// Writes both MACs of the frame.

@@ -13,6 +13,7 @@
 )]
 
 mod budget;
+mod errors;
 mod guard;
 mod inbound;
 mod outbound;

@@ -365,7 +365,7 @@ fn size_is_held_against_the_uplink() {
     packet = Packet::udp(from_guest1(SERVER), 5000, 7, &[0; 1373]);
     let ran = rig.run(PROGRAM, PORT1, &packet.bytes());
     assert_eq!((ran.code, ran.outcome), (PASS, Outcome::TooBig));
-    packet.dont_fragment = false;
+    packet.fragment = 0;
     let ran = rig.run(PROGRAM, PORT1, &packet.bytes());
     assert_eq!((ran.code, ran.outcome), (DROP, Outcome::TooBigToFragment));
 }

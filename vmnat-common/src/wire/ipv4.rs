@@ -48,6 +48,12 @@ pub const fn is_fragment(field: u16) -> bool {
     field & 0x3fff != 0
 }
 
+/// True when the offset in flags and fragment offset (host order) is not zero: a fragment without transport header.
+#[must_use]
+pub const fn is_later_fragment(field: u16) -> bool {
+    field & 0x1fff != 0
+}
+
 /// True when flags and fragment offset (host order) forbid fragmenting.
 #[must_use]
 pub const fn must_not_fragment(field: u16) -> bool {
@@ -95,6 +101,7 @@ mod tests {
     fn fragments_are_known() {
         assert!(!is_fragment(0x4000) && !is_fragment(0) && !is_fragment(0x8000));
         assert!(is_fragment(0x2000) && is_fragment(0x0001) && is_fragment(0x20b9));
+        assert!(is_later_fragment(0x0001) && is_later_fragment(0x20b9) && !is_later_fragment(0x6000));
         assert!(must_not_fragment(0x4000) && !must_not_fragment(0x2000));
     }
 
