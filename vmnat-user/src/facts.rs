@@ -12,7 +12,7 @@ use ipnet::Ipv4Net;
 use vmnat_common::{Address, Mac};
 
 pub use self::{
-    filters::{IngressFilter, ingress_filters},
+    filters::{Filter, filters, has_plain_ingress},
     gather::gather,
     port_rules::{PortRules, port_rules},
     watch::{Changes, Watch},

@@ -6,6 +6,7 @@
 //! (`BPF_LINK_UPDATE`). Filters outlive the process by themselves and cannot be pinned, so their preference and
 //! handle are kept in the state; a queueing discipline that vmnat did not add is never removed.
 
+mod admission;
 mod clsact;
 mod tcx;
 
@@ -16,6 +17,7 @@ use aya::programs::TcAttachType;
 use rtnetlink::Handle;
 use serde::{Deserialize, Serialize};
 
+pub use self::admission::admit;
 use crate::{
     dataplane::program,
     paths::Instance,
@@ -140,7 +142,7 @@ pub async fn sync(
     wanted: &[Hook],
 ) -> Result<Synced> {
     match state.hook {
-        HookMode::Tcx => tcx::sync(instance, wanted),
+        HookMode::Tcx => tcx::sync(instance, state, wanted),
         HookMode::Clsact => clsact::sync(instance, handle, state, wanted).await,
     }
 }

@@ -27,7 +27,7 @@ use vmnat_common::{
 
 use crate::{
     facts::{self, Facts},
-    link,
+    link::{self, Point},
     paths::Instance,
     plan::{self, Circumstances, Plan},
     state::State,
@@ -116,6 +116,15 @@ pub fn check(state: &State, facts: &Facts) -> Result<()> {
     Ok(())
 }
 
+/// Checks also that every hook of bridges and uplinks may be this instance's.
+///
+/// # Errors
+/// As [`check`], and [`crate::error::Error::Taken`].
+pub fn admit(instance: &Instance, state: &State, facts: &Facts) -> Result<()> {
+    let plan = plan::plan(state, facts, &Circumstances::default())?;
+    Ok(link::admit(instance, state, &plan.hooks)?)
+}
+
 /// Removes every flow that `is_doomed` picks by its guest-side entry; tells how many.
 ///
 /// # Errors
@@ -142,7 +151,7 @@ fn obstructed(state: &State, facts: &Facts) -> HashMap<u32, String> {
         bridges.flat_map(|bridge| facts.ports_of(bridge.index).map(move |port| (bridge, port)))
     {
         // The port may be gone by now.
-        let filters = facts::ingress_filters(port.index).unwrap_or_default();
+        let filters = facts::filters(port.index, Point::Ingress).unwrap_or_default();
         let foreign = filters.into_iter().find(|filter| {
             !state.filters.iter().any(|own| {
                 own.ifindex == port.index && own.priority == filter.preference && own.handle == filter.handle

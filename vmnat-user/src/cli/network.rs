@@ -11,7 +11,7 @@ use crate::{
     error::Error,
     facts::Facts,
     paths::Instance,
-    plan,
+    plan, reconcile,
     report::{self as listing, Column},
     state::{self, Bridge, State},
 };
@@ -74,6 +74,7 @@ async fn add(instance: &Instance, name: String, networks: Vec<Ipv4Net>) -> Resul
         Some(bridge) => bridge.networks = networks,
         None => change.state.bridges.push(Bridge { name, networks }),
     }
+    reconcile::admit(instance, &change.state, &change.facts)?;
     report(&change.apply().await?, "nothing to change")
 }
 

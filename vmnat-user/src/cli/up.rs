@@ -127,7 +127,7 @@ async fn bring_up(
     let known = state::find(instance)?;
     let mut state = known.clone().unwrap_or_else(|| State::new(link::kernel_mode()));
     merge(&mut state, known.as_ref(), args, &facts)?;
-    reconcile::check(&state, &facts)?;
+    reconcile::admit(instance, &state, &facts)?;
     if known.is_none() {
         state.log = launch::log_place(instance);
     }

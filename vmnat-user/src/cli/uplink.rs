@@ -10,6 +10,7 @@ use crate::{
     error::Error,
     facts::Facts,
     paths::Instance,
+    reconcile,
     report::{self as listing, Column},
     state::{self, State},
 };
@@ -61,6 +62,7 @@ pub async fn run(instance: &Instance, args: Args) -> Result<()> {
             let mut change = Change::begin(instance).await?;
             up::check_uplink(&change.facts, &uplink)?;
             add(&mut change.state, &change.facts, uplink);
+            reconcile::admit(instance, &change.state, &change.facts)?;
             report(&change.apply().await?, "nothing to change")
         }
         Action::Rm { uplink } => remove(instance, &uplink).await,

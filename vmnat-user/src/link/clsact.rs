@@ -13,7 +13,7 @@ use futures::TryStreamExt as _;
 use netlink_packet_route::tc::TcHandle as QdiscHandle;
 use rtnetlink::Handle;
 
-use super::{Hook, Point, Synced};
+use super::{Hook, Point, Synced, admit};
 use crate::{
     paths::Instance,
     rawbpf,
@@ -71,6 +71,7 @@ fn settle(instance: &Instance, state: &mut State, hook: &Hook) -> Result<Option<
         record.program_id = program_id;
         return Ok(Some(format!("replaced {hook}")));
     }
+    admit(instance, state, std::slice::from_ref(hook))?;
     match qdisc_add_clsact(&hook.interface) {
         Ok(()) => drop(state.qdiscs.insert(hook.ifindex, hook.interface.clone())),
         // Another's, or an earlier hook's: if it is not there, the attachment says so.

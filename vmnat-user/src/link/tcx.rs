@@ -14,11 +14,12 @@ use aya::programs::{
     tc::TcAttachOptions,
 };
 
-use super::{Hook, Synced};
+use super::{Hook, Synced, admit};
 use crate::{
     dataplane::program,
     paths::Instance,
     rawbpf::{self, TcxLink},
+    state::State,
 };
 
 /// A pinned link.
@@ -28,13 +29,13 @@ struct Pinned {
     wanted: bool,
 }
 
-pub(super) fn sync(instance: &Instance, wanted: &[Hook]) -> Result<Synced> {
+pub(super) fn sync(instance: &Instance, state: &State, wanted: &[Hook]) -> Result<Synced> {
     let mut pinned = pinned_in_order(instance)?;
     let mut synced = Synced::default();
     let mut programs = HashMap::new();
     for hook in wanted {
         let done = program_of(instance, hook.program, &mut programs)
-            .and_then(|(program, id)| settle(instance, hook, program, id, &mut pinned));
+            .and_then(|(program, id)| settle(instance, state, hook, program, id, &mut pinned));
         match done.with_context(|| format!("attach {hook}")) {
             Ok(change) => synced.changes.extend(change),
             Err(error) => synced.failures.push(error),
@@ -71,6 +72,7 @@ pub(super) fn detach_all(instance: &Instance) -> Synced {
 /// Makes one hook what it should be; tells what was changed.
 fn settle(
     instance: &Instance,
+    state: &State,
     hook: &Hook,
     program: &mut SchedClassifier,
     id: u32,
@@ -92,6 +94,7 @@ fn settle(
         replace(program, &path)?;
         return Ok(Some(format!("replaced {hook}")));
     }
+    admit(instance, state, std::slice::from_ref(hook))?;
     // Severed: the interface was deleted and made again.
     let severed = pinned.iter_mut().find(|found| found.path == path);
     if let Some(severed) = severed {
