@@ -1,7 +1,6 @@
 //! From `up` to `down`, and what goes wrong in between.
 
 use std::{
-    net::SocketAddr,
     sync::atomic::{AtomicBool, Ordering},
     thread,
     time::Duration,
@@ -9,17 +8,15 @@ use std::{
 
 use anyhow::{Context, Result, ensure};
 use vmnat_tests::lab::{
-    EXTERNAL, GATEWAY, GATEWAY_ECHO, Lab, ROUTER, SERVER, SERVER_ECHO, Setup,
+    EXTERNAL, GATEWAY, GATEWAY_ECHO, Lab, SERVER, SERVER_ECHO, Setup,
     client::{self, Asker, Conversation},
     firewall::NFT_DROPS,
     frame::{Packet, Tap},
     guest_address,
     namespace::Namespace,
-    octets,
     snapshot::Snapshot,
     vmnat::Hook,
     wait_until,
-    watch::LeakWatch,
 };
 
 on_both_hooks!(

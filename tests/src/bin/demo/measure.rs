@@ -5,7 +5,7 @@ use std::time::Duration;
 use anyhow::{Context, Result};
 use vmnat_tests::lab::{
     EXTERNAL, Lab, SERVER, SERVER_ECHO, SERVER_HTTP, client,
-    firewall::counted,
+    firewall::{counted, stop_counting},
     iperf::{self, Way},
 };
 
@@ -47,7 +47,7 @@ impl Figures {
         println!("   the world downloads from guest 1 through {EXTERNAL}:8080: SHA-256 as it must be");
         let seen_by_netfilter = counted(&lab.host)?.saturating_sub(before);
         println!("   packets of all this in netfilter's hooks: {seen_by_netfilter}");
-        lab.host.nft("delete table ip audit\ndelete table bridge audit\n")?;
+        stop_counting(&lab.host)?;
         let mut rates = [0.0; 2];
         for (rate, way) in rates.iter_mut().zip([Way::Up, Way::Down]) {
             for _ in 0..RUNS {
