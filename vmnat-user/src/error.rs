@@ -32,6 +32,14 @@ pub enum Error {
         /// Which bridges there are.
         hint: String,
     },
+    /// Its link layer is not Ethernet.
+    #[error(
+        "uplink \"{name}\" has no Ethernet (tun, WireGuard, ppp and the like): replies could not reach the guests, so it is for a later release; name another with `--uplink`"
+    )]
+    NoEthernet {
+        /// The uplink.
+        name: String,
+    },
     /// No IPv4 address to translate to.
     #[error(
         "uplink \"{name}\" has no IPv4 address: bring it up (for example with dhclient), or use `--wait 30s` to wait for one"
@@ -141,7 +149,10 @@ impl Error {
     pub const fn exit(&self) -> Exit {
         match self {
             Self::NotPermitted { .. } => Exit::NotPermitted,
-            Self::NoInterface { .. } | Self::NotABridge { .. } | Self::NoDefaultRoute => Exit::NoInterface,
+            Self::NoInterface { .. }
+            | Self::NotABridge { .. }
+            | Self::NoEthernet { .. }
+            | Self::NoDefaultRoute => Exit::NoInterface,
             Self::NoUplinkAddress { .. } => Exit::NoUplinkAddress,
             Self::KernelTooOld { .. } => Exit::KernelTooOld,
             Self::NoBpfFs { .. } | Self::HiddenPins { .. } => Exit::NoBpfFs,

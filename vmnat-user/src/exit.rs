@@ -64,7 +64,7 @@ impl Exit {
             Self::Failed => "failed",
             Self::Usage => "the command line was not understood",
             Self::NotPermitted => "not root, or a capability is missing",
-            Self::NoInterface => "no such interface, or not a bridge",
+            Self::NoInterface => "no such interface, or not of the kind that is needed",
             Self::NoUplinkAddress => "the uplink has no IPv4 address",
             Self::KernelTooOld => "the kernel is too old or lacks a feature",
             Self::NoBpfFs => "the BPF file system is not mounted",

@@ -1,5 +1,7 @@
 //! The plan: what maps and hooks must hold, from the wish and one picture of the namespace. No I/O.
 
+mod uplinks;
+
 use std::{
     collections::{BTreeMap, HashMap, HashSet},
     net::Ipv4Addr,
@@ -14,6 +16,7 @@ use vmnat_common::{
     uplink::{Uplink, UplinkFlags},
 };
 
+pub use self::uplinks::followed;
 use crate::{
     error::Error,
     facts::{Facts, LinkFact, PORT_FORWARDING},
@@ -71,7 +74,7 @@ pub struct PlannedNetwork {
 /// [`Error::Overlap`] when two networks share addresses, or a network and an uplink's own subnet.
 pub fn plan(state: &State, facts: &Facts, circumstances: &Circumstances) -> Result<Plan, Error> {
     let mut plan = Plan::default();
-    let uplinks = uplinks(state, facts, &mut plan.warnings);
+    let uplinks = uplinks::uplinks(state, facts, &mut plan.warnings);
     let bridges = bridges(state, facts, &mut plan.warnings);
     let networks = networks(state, facts, &bridges);
     check_overlaps(&networks, &uplinks, facts)?;
@@ -89,43 +92,6 @@ pub fn plan(state: &State, facts: &Facts, circumstances: &Circumstances) -> Resu
     plan.bridges = bridges.iter().map(|link| (link.index, link.name.clone())).collect();
     plan.uplinks = uplinks.iter().map(|link| (link.index, link.name.clone())).collect();
     Ok(plan)
-}
-
-/// The uplinks that exist: those that were named, or that of the default route.
-fn uplinks<'a>(state: &State, facts: &'a Facts, warnings: &mut Vec<String>) -> Vec<&'a LinkFact> {
-    if state.uplinks.is_empty() {
-        return followed(state, facts, warnings).into_iter().collect();
-    }
-    let find = |name: &String| {
-        let found = facts.link(name);
-        if found.is_none() {
-            warnings.push(format!("uplink {name} does not exist"));
-        }
-        found
-    };
-    let uplinks: Vec<_> = state.uplinks.iter().filter_map(find).collect();
-    if let Some(other) = facts.default_uplink().filter(|other| !state.uplinks.contains(&other.name)) {
-        warnings.push(format!(
-            "the host's default route leaves by {}, which is no uplink: there the kernel and its firewall decide",
-            other.name
-        ));
-    }
-    uplinks
-}
-
-/// The interface of the default route. A route that comes and goes (DHCP, roaming) takes no flows with it: while
-/// there is none, the interface that was followed last stays.
-fn followed<'a>(state: &State, facts: &'a Facts, warnings: &mut Vec<String>) -> Option<&'a LinkFact> {
-    let found = facts.default_uplink().filter(|link| !is_managed(state, &link.name));
-    if found.is_some() {
-        return found;
-    }
-    warnings.push("there is no default route: guests cannot reach the world".to_owned());
-    facts.link(&state.followed)
-}
-
-fn is_managed(state: &State, name: &str) -> bool {
-    state.bridges.iter().any(|bridge| bridge.name == name)
 }
 
 fn bridges<'a>(state: &State, facts: &'a Facts, warnings: &mut Vec<String>) -> Vec<&'a LinkFact> {
@@ -418,15 +384,5 @@ mod tests {
         let plan = plan(&state, &facts, &Circumstances::default()).unwrap();
         assert_eq!(plan.warnings.len(), 2);
         assert!(plan.uplink.is_empty());
-    }
-
-    #[test]
-    fn the_followed_uplink_stays_while_there_is_no_default_route() {
-        let (mut state, facts) = host();
-        state.uplinks = Vec::new();
-        state.followed = "enp3s0".into();
-        let plan = plan(&state, &facts, &Circumstances::default()).unwrap();
-        assert_eq!(plan.uplinks, [(1, "enp3s0".to_owned())]);
-        assert_eq!(plan.warnings.len(), 1);
     }
 }

@@ -273,7 +273,7 @@ pub(super) fn check_bridge(facts: &Facts, name: &str) -> Result<()> {
     }
 }
 
-/// Fails unless the interface exists and has an address.
+/// Fails unless the interface exists, has Ethernet, and has an address.
 pub(super) fn check_uplink(facts: &Facts, name: &str) -> Result<()> {
     let Some(link) = facts.link(name) else {
         let others = facts.links.iter().filter(|link| !link.loopback && link.master.is_none());
@@ -281,6 +281,9 @@ pub(super) fn check_uplink(facts: &Facts, name: &str) -> Result<()> {
         let hint = format!("the interfaces are {}", others.join(", "));
         return Err(Error::NoInterface { name: name.to_owned(), hint }.into());
     };
+    if link.no_ethernet {
+        return Err(Error::NoEthernet { name: name.to_owned() }.into());
+    }
     if facts.primary_address(link.index).is_none() {
         return Err(Error::NoUplinkAddress { name: name.to_owned() }.into());
     }

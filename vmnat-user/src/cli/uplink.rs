@@ -10,7 +10,7 @@ use crate::{
     error::Error,
     facts::Facts,
     paths::Instance,
-    reconcile,
+    plan, reconcile,
     report::{self as listing, Column},
     state::{self, State},
 };
@@ -103,10 +103,11 @@ async fn remove(instance: &Instance, name: &str) -> Result<()> {
     report(&change.apply().await?, "nothing to change")
 }
 
-/// The interface of the default route, or that which was followed last.
+/// The interface that is followed, or was last.
 fn followed(state: &State, facts: &Facts) -> Option<String> {
     let last = Some(&state.followed).filter(|name| !name.is_empty());
-    facts.default_uplink().map(|link| &link.name).or(last).cloned()
+    let (link, _) = plan::followed(state, facts);
+    link.map(|link| &link.name).or(last).cloned()
 }
 
 /// A row for each uplink.
