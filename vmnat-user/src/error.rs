@@ -138,6 +138,16 @@ pub enum Error {
         /// A line for each.
         steps: Vec<String>,
     },
+    /// It runs, and not all of it.
+    #[error("instance \"{instance}\" is not whole: {what}; `vmnat{option} up` puts that right")]
+    Degraded {
+        /// The instance.
+        instance: String,
+        /// What is missing.
+        what: String,
+        /// The option that names it, where it is not the default.
+        option: String,
+    },
     /// The words after the command make no sense.
     #[error("{0}")]
     Usage(String),
@@ -162,6 +172,7 @@ impl Error {
             Self::NotAGuest { .. } => Exit::Failed,
             Self::UnknownLayout { .. } => Exit::UnknownLayout,
             Self::Partial { .. } => Exit::Partial,
+            Self::Degraded { .. } => Exit::Degraded,
             Self::Usage(_) => Exit::Usage,
         }
     }

@@ -30,11 +30,13 @@ pub enum Exit {
     UnknownLayout = 11,
     /// Done in part: some steps failed.
     Partial = 12,
+    /// The instance runs, and its agent or a hook is missing.
+    Degraded = 13,
 }
 
 impl Exit {
     /// Every code.
-    pub const ALL: [Self; 13] = [
+    pub const ALL: [Self; 14] = [
         Self::Ok,
         Self::Failed,
         Self::Usage,
@@ -48,6 +50,7 @@ impl Exit {
         Self::Conflict,
         Self::UnknownLayout,
         Self::Partial,
+        Self::Degraded,
     ];
 
     /// The number that the process returns.
@@ -73,6 +76,7 @@ impl Exit {
             Self::Conflict => "already taken, or in conflict with what exists",
             Self::UnknownLayout => "pinned maps have a layout that this version does not know",
             Self::Partial => "done in part; each step that failed is named",
+            Self::Degraded => "`status`: the agent or a hook is missing; `up` puts it back",
         }
     }
 }
@@ -92,5 +96,16 @@ mod tests {
         for (place, exit) in Exit::ALL.iter().enumerate() {
             assert_eq!(usize::from(exit.code()), place);
         }
+    }
+
+    #[test]
+    fn the_readme_has_the_same_table() {
+        let readme = include_str!("../../README.md");
+        let (_, section) = readme.split_once("### Exit codes\n").unwrap();
+        let (section, _) = section.split_once("\n## ").unwrap();
+        let rows: Vec<&str> = section.lines().filter(|line| line.starts_with("| ")).skip(1).collect();
+        let wanted: Vec<String> =
+            Exit::ALL.iter().map(|exit| format!("| {} | {} |", exit.code(), exit.meaning())).collect();
+        assert_eq!(rows, wanted);
     }
 }

@@ -1,11 +1,16 @@
 //! `vmnat status`: what is attached where, and how it is.
 
+use std::time::Duration;
+
 use anyhow::Result;
 use serde::Serialize;
+use tokio::time::sleep;
 
 use super::{network, print, uplink};
 use crate::{
-    agent, change, facts,
+    agent, change,
+    error::Error,
+    facts,
     facts::Facts,
     flows::{self, Filter},
     link::Point,
@@ -17,7 +22,13 @@ use crate::{
     tables::Tables,
 };
 
+/// How long the agent has for a hook before it counts as missing.
+const MOMENT: Duration = Duration::from_millis(500);
+
 /// Show networks, uplinks, hooks and health
+///
+/// Ends with 0 when all is well, with 13 when the agent or a hook is missing (a line on standard error says which), and
+/// with 9 when the instance does not run. Warnings alone are no failure.
 #[derive(Clone, Debug, clap::Args)]
 pub struct Args {
     /// Print JSON
@@ -29,6 +40,8 @@ pub struct Args {
 struct Status {
     instance: String,
     version: &'static str,
+    /// Agent and hooks are all there.
+    healthy: bool,
     hook_mode: &'static str,
     networks: Vec<network::Row>,
     uplinks: Vec<uplink::Row>,
@@ -64,25 +77,60 @@ struct HookRow {
 /// When the instance does not run, or the kernel refuses.
 pub async fn run(instance: &Instance, args: &Args) -> Result<()> {
     let Args { json } = args;
+    let mut status = look(instance).await?;
+    if !status.healthy && status.agent.pid.is_some() {
+        // The agent may be attaching it just now.
+        sleep(MOMENT).await;
+        status = look(instance).await?;
+    }
+    let missing = missing(status.agent.pid.is_some(), &status.hooks);
+    if *json {
+        print::line(&report::json("status", &[status])?)?;
+    } else {
+        print::text(&text(&status))?;
+    }
+    let Some(what) = missing else { return Ok(()) };
+    Err(Error::Degraded { instance: instance.to_string(), what, option: instance.option() }.into())
+}
+
+async fn look(instance: &Instance) -> Result<Status> {
     let state = state::load(instance)?;
     let tables = Tables::open(instance)?;
     let facts = facts::gather(&change::connect()?).await?;
-    let status = status(instance, state, &tables, &facts)?;
-    if *json { print::line(&report::json("status", &[status])?) } else { print::text(&text(&status)) }
+    status(instance, state, &tables, &facts)
+}
+
+/// What is missing, as a clause; none when all is well.
+fn missing(agent_runs: bool, hooks: &[HookRow]) -> Option<String> {
+    let agent =
+        (!agent_runs).then(|| "its agent is dead, so flows do not expire and new ports wait".to_owned());
+    let gone = hooks.iter().filter(|hook| !hook.attached);
+    let gone: Vec<String> =
+        gone.map(|hook| format!("{} at {} of {}", hook.program, hook.point, hook.interface)).collect();
+    let hooks = match gone.len() {
+        0 => None,
+        1 => Some(format!("the hook {} is missing", gone.join(""))),
+        _ => Some(format!("the hooks {} are missing", gone.join(", "))),
+    };
+    let clauses: Vec<String> = agent.into_iter().chain(hooks).collect();
+    (!clauses.is_empty()).then(|| clauses.join(", and "))
 }
 
 fn status(instance: &Instance, state: State, tables: &Tables, facts: &Facts) -> Result<Status> {
+    let hooks = hooks(instance, &state, tables, facts);
+    let pid = agent::running(instance).map(nix::unistd::Pid::as_raw);
     Ok(Status {
         instance: instance.to_string(),
         version: env!("CARGO_PKG_VERSION"),
+        healthy: missing(pid.is_some(), &hooks).is_none(),
         hook_mode: state.hook.name(),
         networks: network::rows(&state, facts),
         uplinks: uplink::rows(&state, facts),
-        hooks: hooks(instance, &state, tables, facts),
+        hooks,
         flows: flows::count(tables, &Filter::default())?,
         flows_max: state.flows,
         port_forwards: state.forwards.len(),
-        agent: AgentRow { pid: agent::running(instance).map(nix::unistd::Pid::as_raw), log: state.log },
+        agent: AgentRow { pid, log: state.log },
         warnings: state.warnings,
         firewall_forward_rules_apply: false,
         ipv6: "passes untouched",
@@ -104,10 +152,15 @@ fn hooks(instance: &Instance, state: &State, tables: &Tables, facts: &Facts) -> 
         let (attached, order) = match state.hook {
             HookMode::Tcx => tcx_order(instance, hook.ifindex, hook.point, hook.program),
             HookMode::Clsact => {
-                let mine = |record: &&state::FilterRecord| {
-                    record.ifindex == hook.ifindex && record.point == hook.point
+                let present = facts::filters(hook.ifindex, hook.point).unwrap_or_default();
+                let stands = |record: &state::FilterRecord| {
+                    record.ifindex == hook.ifindex
+                        && record.point == hook.point
+                        && present.iter().any(|filter| {
+                            filter.preference == record.priority && filter.handle == record.handle
+                        })
                 };
-                (state.filters.iter().any(|record| mine(&record)), Vec::new())
+                (state.filters.iter().any(stands), Vec::new())
             }
         };
         HookRow {
@@ -136,7 +189,7 @@ fn tcx_order(instance: &Instance, ifindex: u32, point: Point, program: &str) -> 
 fn text(status: &Status) -> String {
     let agent = match status.agent.pid {
         Some(pid) => format!("runs (process {pid})"),
-        None => "does not run: flows do not expire and new ports wait; `vmnat up` starts it".to_owned(),
+        None => "does not run".to_owned(),
     };
     let percent = status.flows.saturating_mul(100).checked_div(u64::from(status.flows_max)).unwrap_or(0);
     let mut text = format!(
@@ -183,4 +236,28 @@ fn hook_table(hooks: &[HookRow]) -> String {
         [interface.clone(), (*point).to_owned(), program, order]
     };
     report::table(&COLUMNS, hooks.iter().map(cells))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_missing_is_told_in_one_line() {
+        let hook = |interface: &str, attached| HookRow {
+            interface: interface.to_owned(),
+            point: "ingress",
+            program: "inbound",
+            attached,
+            order: Vec::new(),
+        };
+        assert_eq!(missing(true, &[hook("eth0", true)]), None);
+        assert_eq!(
+            missing(true, &[hook("eth0", true), hook("eth1", false)]).as_deref(),
+            Some("the hook inbound at ingress of eth1 is missing")
+        );
+        let both = missing(false, &[hook("eth0", false), hook("eth1", false)]).unwrap();
+        assert!(both.starts_with("its agent is dead") && both.ends_with("eth1 are missing"), "{both}");
+        assert!(!both.contains('\n'));
+    }
 }
