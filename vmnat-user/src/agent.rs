@@ -3,6 +3,8 @@
 //! It holds nothing that the kernel does not: when it dies, forwarding goes on, only expiry and new ports wait for
 //! the next one. It is one thread, so that it stays in the network namespace in which it was started.
 
+mod listener;
+
 use std::{
     fs::{File, OpenOptions},
     future,
@@ -24,6 +26,7 @@ use tokio::{
 };
 use tracing::{debug, info, warn};
 
+use self::listener::Listener;
 use crate::{
     error::Error,
     facts::{self, Changes, Watch},
@@ -115,7 +118,7 @@ pub fn end(instance: &Instance) -> Result<bool> {
 pub async fn run(instance: &Instance, ready: impl FnOnce()) -> Result<()> {
     let _place = Place::take(instance)?;
     let mut agent = Agent::open(instance)?;
-    let mut watch = Watch::open()?;
+    let mut changes = Listener::<Watch>::open()?;
     let mut hangup = signal(SignalKind::hangup())?;
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
@@ -129,7 +132,7 @@ pub async fn run(instance: &Instance, ready: impl FnOnce()) -> Result<()> {
     ready();
     loop {
         tokio::select! {
-            changes = watch.next() => agent.note(changes.unwrap_or(Changes::ALL)),
+            found = changes.next() => agent.note(found),
             () = due(agent.due) => agent.reconcile().await,
             true = pump(&mut kernel_log) => {}
             _ = reap.tick() => agent.expire(),
