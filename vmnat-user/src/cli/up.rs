@@ -1,24 +1,27 @@
 //! `vmnat up`: puts guests online.
 
-use std::{collections::BTreeMap, time::Duration};
+mod interfaces;
+mod merge;
+
+use std::time::Duration;
 
 use anyhow::Result;
 use clap::ValueEnum;
 use ipnet::Ipv4Net;
 use rtnetlink::Handle;
-use tokio::time::{Instant, sleep};
 
-use super::{duration, print, uplink};
+pub(super) use self::interfaces::{check_bridge, check_uplink};
+use super::{duration, print};
 use crate::{
     agent,
     change::{self, Change},
     dataplane::{self, LoadOptions},
     error::Error,
-    facts::{self, Facts},
+    facts::Facts,
     launch, link,
     paths::Instance,
     reconcile::{self, Reconciled, settings::TIMEOUTS},
-    state::{self, Bridge, DEFAULT_FLOWS, HookMode, Lock, State},
+    state::{self, HookMode, Lock, State},
     takeover::TakenOver,
     teardown,
 };
@@ -97,7 +100,7 @@ pub async fn run(instance: &Instance, args: Args) -> Result<()> {
     dataplane::check_kernel()?;
     let mounted = dataplane::ensure_bpffs()?;
     let handle = change::connect()?;
-    let facts = wait_for_interfaces(instance, &args, &handle).await?;
+    let facts = interfaces::wait(instance, &args, &handle).await?;
     let lock = Lock::take(instance)?;
     let is_first = !instance.state().exists();
     let logged = state::find(instance)?.is_some_and(|state| state.kernel_log);
@@ -126,7 +129,7 @@ async fn bring_up(
 ) -> Result<()> {
     let known = state::find(instance)?;
     let mut state = known.clone().unwrap_or_else(|| State::new(link::kernel_mode()));
-    merge(&mut state, known.as_ref(), args, &facts)?;
+    merge::merge(&mut state, known.as_ref(), args, &facts)?;
     reconcile::admit(instance, &state, &facts)?;
     if known.is_none() {
         state.log = launch::log_place(instance);
@@ -222,145 +225,10 @@ async fn settle_agent(instance: &Instance, foreground: bool) -> Result<()> {
     print::line(&format!("started the agent (process {pid}, log {})", state.log))
 }
 
-/// Looks at the interfaces until everything that was asked for is there, as long as `--wait` allows.
-async fn wait_for_interfaces(instance: &Instance, args: &Args, handle: &Handle) -> Result<Facts> {
-    let follows = state::find(instance)?.map(|state| state.uplinks.is_empty());
-    let is_first = follows.is_none();
-    if is_first && args.bridges.is_empty() {
-        return Err(Error::Usage("name the bridge of the guests: `vmnat up --bridge BRIDGE`".into()).into());
-    }
-    let patience = args.wait.unwrap_or_default();
-    let since = Instant::now();
-    loop {
-        let facts = facts::gather(handle).await?;
-        match check_interfaces(args, &facts, is_first) {
-            Ok(()) => return Ok(facts),
-            Err(error) if since.elapsed() >= patience => return Err(error),
-            Err(error) => tracing::info!("waiting: {error:#}"),
-        }
-        sleep(Duration::from_millis(200)).await;
-    }
-}
-
-fn check_interfaces(args: &Args, facts: &Facts, is_first: bool) -> Result<()> {
-    for bridge in &args.bridges {
-        check_bridge(facts, bridge)?;
-    }
-    for uplink in &args.uplinks {
-        check_uplink(facts, uplink)?;
-    }
-    if is_first && args.uplinks.is_empty() {
-        let uplink = facts.default_uplink().ok_or(Error::NoDefaultRoute)?;
-        check_uplink(facts, &uplink.name)?;
-    }
-    Ok(())
-}
-
-/// Fails unless the interface is a bridge; says which bridges there are.
-pub(super) fn check_bridge(facts: &Facts, name: &str) -> Result<()> {
-    let bridges: Vec<&str> =
-        facts.links.iter().filter(|link| link.is_bridge).map(|link| link.name.as_str()).collect();
-    let hint = match bridges[..] {
-        [] => "there are no bridges here".to_owned(),
-        [only] => format!("the only bridge is {only}"),
-        _ => format!("the bridges are {}", bridges.join(", ")),
-    };
-    let name = name.to_owned();
-    match facts.link(&name) {
-        None => Err(Error::NoInterface { name, hint }.into()),
-        Some(link) if !link.is_bridge => Err(Error::NotABridge { name, hint }.into()),
-        Some(_) => Ok(()),
-    }
-}
-
-/// Fails unless the interface exists, has Ethernet, and has an address.
-pub(super) fn check_uplink(facts: &Facts, name: &str) -> Result<()> {
-    let Some(link) = facts.link(name) else {
-        let others = facts.links.iter().filter(|link| !link.loopback && link.master.is_none());
-        let others: Vec<&str> = others.map(|link| link.name.as_str()).collect();
-        let hint = format!("the interfaces are {}", others.join(", "));
-        return Err(Error::NoInterface { name: name.to_owned(), hint }.into());
-    };
-    if link.no_ethernet {
-        return Err(Error::NoEthernet { name: name.to_owned() }.into());
-    }
-    if facts.primary_address(link.index).is_none() {
-        return Err(Error::NoUplinkAddress { name: name.to_owned() }.into());
-    }
-    Ok(())
-}
-
 /// Names of the bridges, for messages.
 pub(super) fn names(state: &State) -> String {
     let names: Vec<&str> = state.bridges.iter().map(|bridge| bridge.name.as_str()).collect();
     if names.is_empty() { "no bridge".to_owned() } else { names.join(", ") }
-}
-
-/// Adds what was asked for to the state.
-fn merge(state: &mut State, known: Option<&State>, args: &Args, facts: &Facts) -> Result<()> {
-    if let Some(known) = known {
-        refuse_what_cannot_change(known, args)?;
-    } else {
-        state.flows = args.flows.unwrap_or(DEFAULT_FLOWS);
-        state.hook = args.hook.map_or(state.hook, HookMode::from);
-    }
-    for bridge in &args.bridges {
-        if !state.bridges.iter().any(|known| known.name == *bridge) {
-            state.bridges.push(Bridge { name: bridge.clone(), networks: Vec::new() });
-        }
-    }
-    for name in &args.uplinks {
-        if known.is_none() {
-            state.uplinks.push(name.clone());
-        } else {
-            uplink::add(state, facts, name.clone());
-        }
-    }
-    state.uplinks.dedup();
-    merge_networks(state, args)?;
-    let timeouts: BTreeMap<String, u32> = args.timeouts.iter().cloned().collect();
-    state.timeouts.extend(timeouts);
-    state.kernel_log = if known.is_some() && !args.kernel_log { state.kernel_log } else { args.kernel_log };
-    if let Some(interval) = args.reap_interval {
-        state.reap_interval_ms = u64::try_from(interval.as_millis()).unwrap_or(u64::MAX);
-    }
-    Ok(())
-}
-
-fn refuse_what_cannot_change(known: &State, args: &Args) -> Result<()> {
-    let hint = ": run `vmnat down` first".to_owned();
-    if let Some(hook) = args.hook.map(HookMode::from).filter(|hook| *hook != known.hook) {
-        let what = format!("the instance's hook mode {}", known.hook.name());
-        let holder = format!("what runs; {} cannot replace it live", hook.name());
-        return Err(Error::Taken { what, holder, hint }.into());
-    }
-    if args.flows.is_some_and(|flows| flows != known.flows) {
-        let what = format!("the size of the flow table ({} flows)", known.flows);
-        return Err(Error::Taken { what, holder: "what runs".into(), hint }.into());
-    }
-    Ok(())
-}
-
-/// Gives each named network to its bridge.
-fn merge_networks(state: &mut State, args: &Args) -> Result<()> {
-    for (bridge, network) in &args.networks {
-        let name = match (bridge, &args.bridges[..], &state.bridges[..]) {
-            (Some(name), _, _) => name.clone(),
-            (None, [only], _) => only.clone(),
-            (None, _, [only]) => only.name.clone(),
-            _ => {
-                let what = format!("say which bridge {network} is behind: `--network BRIDGE={network}`");
-                return Err(Error::Usage(what).into());
-            }
-        };
-        let Some(bridge) = state.bridges.iter_mut().find(|bridge| bridge.name == name) else {
-            return Err(Error::Usage(format!("--network {name}={network}: add `--bridge {name}`")).into());
-        };
-        if !bridge.networks.contains(network) {
-            bridge.networks.push(*network);
-        }
-    }
-    Ok(())
 }
 
 fn named_network(text: &str) -> Result<(Option<String>, Ipv4Net), String> {
