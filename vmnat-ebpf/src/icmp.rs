@@ -5,7 +5,7 @@
 
 use aya_ebpf::programs::TcContext;
 use vmnat_common::{
-    Outcome, checksum,
+    Outcome,
     flow::{FlowKey, Side},
     session::{Flags, Session},
     wire::icmp,
@@ -49,20 +49,21 @@ pub fn inbound(ctx: &TcContext, packet: &Packet) -> Result<Outcome, Outcome> {
     Ok(Outcome::ErrorInbound)
 }
 
-/// Sends a guest's error to the remote whose packet it quotes: that packet's destination was the guest.
+/// Sends a guest's error to the remote whose packet it quotes: that packet's destination was the guest, whose address its
+/// sender may use (see `lease`).
 #[inline(always)]
 pub fn outbound(ctx: &TcContext, packet: &Packet) -> Result<Outcome, Outcome> {
     let mut quote = Quote::default();
     parse::quote(ctx, packet, &mut quote).map_err(|()| Outcome::ErrorWithoutFlow)?;
     let key = FlowKey::new(quote.protocol, Side::Guest, quote.destination, quote.source);
     let session = session::find(&key)?.ok_or(Outcome::ErrorWithoutFlow)?;
-    if packet.key.destination != quote.source.address || !session::is_senders(ctx, packet, session) {
+    let (source, destination) = (packet.key.source, packet.key.destination);
+    if source != quote.destination.address || destination != quote.source.address {
         return Err(Outcome::ErrorWithoutFlow);
     }
     let change = change_of(session);
     rewrite::quoted_destination(ctx, packet, &quote, change)?;
-    let outer_diff = checksum::address_diff(packet.key.source, session.address);
-    rewrite::outer_source(ctx, packet, Change { address_diff: outer_diff, ..change })?;
+    rewrite::outer_source(ctx, packet, change)?;
     route::to_neighbour(session.out_if, session.next_hop);
     Ok(Outcome::ErrorOutbound)
 }

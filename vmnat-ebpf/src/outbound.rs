@@ -72,14 +72,17 @@ fn judge(ctx: &TcContext, packet: &Packet) -> Result<(), Outcome> {
         return Err(bridge::to_station(ctx, packet, &port).unwrap_or_else(|outcome| outcome));
     }
     let way = classify::way_out(ctx, packet, &port)?;
-    if icmp::is_error(packet) && packet.ttl() > 1 {
-        return Err(answer(ctx, packet));
+    let is_error = icmp::is_error(packet);
+    if !is_error {
+        packet.tracked?;
     }
-    packet.tracked?;
     if packet.ttl() <= 1 {
         return Err(Outcome::TtlExpired);
     }
     lease::admit(ctx, packet, &port)?;
+    if is_error {
+        return Err(answer(ctx, packet));
+    }
     if let Some(session) = session::find(&packet.key)?
         && session::renew(ctx, packet, session, &port, &way)?
     {

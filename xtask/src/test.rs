@@ -58,7 +58,7 @@ const TIERS: [Tier; 4] = [
         choice: Choice::Netns,
         name: "netns",
         selection: &["--test", "netns"],
-        harness: &["--test-threads=1"],
+        harness: &["--test-threads=2"],
     },
     Tier { choice: Choice::Vm, name: "vm", selection: &["--test", "vm"], harness: &["--test-threads=1"] },
 ];

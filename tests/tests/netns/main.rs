@@ -16,6 +16,7 @@ macro_rules! on_both_hooks {
 }
 
 mod commands;
+mod errors;
 mod firewalls;
 mod forwards;
 mod hostile;
