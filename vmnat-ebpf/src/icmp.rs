@@ -14,7 +14,8 @@ use vmnat_common::{
 use crate::{
     parse::{self, Packet, Quote},
     rewrite::{self, Change},
-    route, session,
+    route, session, settings,
+    verdict::{self, Mark},
 };
 
 /// True for a message that reports about another packet.
@@ -64,6 +65,7 @@ pub fn outbound(ctx: &TcContext, packet: &Packet) -> Result<Outcome, Outcome> {
     let change = change_of(session);
     rewrite::quoted_destination(ctx, packet, &quote, change)?;
     rewrite::outer_source(ctx, packet, change)?;
+    verdict::leave(ctx, Mark::translated(settings::get()?));
     route::to_neighbour(session.out_if, session.next_hop);
     Ok(Outcome::ErrorOutbound)
 }

@@ -63,16 +63,16 @@ mod programs {
     /// tcx ingress of a bridge's port: guest to world, guest to guest.
     #[classifier]
     pub fn outbound_port(ctx: TcContext) -> i32 {
-        verdict::settle_at_port(&ctx, outbound::at_port(&ctx))
+        verdict::settle_outbound(&ctx, outbound::at_port(&ctx))
     }
 
     /// tcx ingress of a bridge: the same for guests whose port has no hook.
     #[classifier]
     pub fn outbound_bridge(ctx: TcContext) -> i32 {
-        if verdict::finds(&ctx, verdict::Mark::Judged) {
+        if verdict::finds(&ctx, verdict::Mark::JUDGED) {
             verdict::PASS
         } else {
-            verdict::settle(&ctx, outbound::at_bridge(&ctx))
+            verdict::settle_outbound(&ctx, outbound::at_bridge(&ctx))
         }
     }
 

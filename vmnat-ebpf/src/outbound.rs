@@ -4,7 +4,7 @@
 //! sender that does not match, a route that is due for a check) is in [`judge`].
 
 use aya_ebpf::programs::TcContext;
-use vmnat_common::{Outcome, bridge::BridgePort, endpoint::Protocol, flow::Side, session::Session};
+use vmnat_common::{Outcome, bridge::BridgePort, flow::Side, session::Session};
 
 use crate::{
     bridge, classify, icmp, lease,
@@ -39,7 +39,8 @@ fn translate(ctx: &TcContext) -> Result<Outcome, Outcome> {
     let mut packet = Packet::unread();
     parse::ipv4(ctx, Side::Guest, &mut packet)?;
     let now = settings::jiffies();
-    let epoch = settings::get()?.epoch(now);
+    let settings = settings::get()?;
+    let epoch = settings.epoch(now);
     let found = if packet.tracked.is_ok() { session::find(&packet.key)? } else { None };
     let session = match found {
         Some(session) if session.epoch == epoch && session::is_senders(ctx, &packet, session) => session,
@@ -57,9 +58,7 @@ fn translate(ctx: &TcContext) -> Result<Outcome, Outcome> {
         port_diff: session.port_diff,
     };
     rewrite::source(ctx, &packet, change)?;
-    if packet.key.protocol == Protocol::Icmp.number() {
-        verdict::leave(ctx, Mark::Translated);
-    }
+    verdict::leave(ctx, Mark::translated(settings));
     route::to_neighbour(session.out_if, session.next_hop);
     Ok(Outcome::TranslatedOutbound)
 }

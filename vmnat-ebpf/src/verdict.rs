@@ -8,37 +8,43 @@ use aya_ebpf::{
     programs::TcContext,
 };
 use aya_log_ebpf::debug;
-use vmnat_common::{Outcome, outcome::Kind};
+use vmnat_common::{Outcome, outcome::Kind, settings::Settings};
 
 use crate::{maps::OUTCOMES, parse};
 
 /// Lets the kernel go on with the packet.
 pub const PASS: i32 = TC_ACT_UNSPEC;
 
-/// Marks that one hook leaves for another in `tc_index`, which survives the bridge and redirects (measured on 6.18).
-/// `skb->mark` would not do: firewalls rewrite it and policy routing reads it. A container's owner could forge these on
-/// its way to a port without a hook, and would gain nothing: the guard drops whatever would leave untranslated.
-#[repr(u32)]
-#[derive(Clone, Copy)]
-pub enum Mark {
-    /// A port's hook has passed the packet, so the bridge's hook does not count it again.
-    Judged = 0x564d,
-    /// A guest's query that was translated, so the guard does not take it for the host's own.
-    Translated = 0x564e,
+/// A mark that one hook leaves for another in `tc_index`, which survives the bridge and redirects (measured on 6.18).
+/// `skb->mark` would not do: firewalls rewrite it and policy routing reads it.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub struct Mark(u16);
+
+impl Mark {
+    /// A port's hook has passed the packet, so the bridge's hook does not count it again. Who forges it (a container's owner
+    /// can, on its way to a port without a hook) gains nothing: the guard drops whatever would leave untranslated.
+    pub const JUDGED: Self = Self(0x564d);
+
+    /// The packet was translated: the guard need not look at its source, nor take it for the host's own. Part of the
+    /// loader's secret, since who could forge it would pass the guard.
+    #[inline(always)]
+    pub const fn translated(settings: &Settings) -> Self {
+        Self((settings.secret[1] >> 16) as u16 | 1)
+    }
 }
 
 /// Leaves a mark.
 #[inline(always)]
 pub fn leave(ctx: &TcContext, mark: Mark) {
     // SAFETY: the context is valid for the program's run, and the kernel lets tc programs write `tc_index`.
-    unsafe { core::ptr::write_volatile(&raw mut (*ctx.skb.skb).tc_index, mark as u32) };
+    unsafe { core::ptr::write_volatile(&raw mut (*ctx.skb.skb).tc_index, u32::from(mark.0)) };
 }
 
 /// True when that mark was left.
 #[inline(always)]
 pub fn finds(ctx: &TcContext, mark: Mark) -> bool {
     // SAFETY: the context is valid for the program's run.
-    unsafe { core::ptr::read_volatile(&raw const (*ctx.skb.skb).tc_index) == mark as u32 }
+    unsafe { core::ptr::read_volatile(&raw const (*ctx.skb.skb).tc_index) == u32::from(mark.0) }
 }
 
 /// Counts the outcome and returns the kernel's code.
@@ -57,12 +63,13 @@ pub fn settle(ctx: &TcContext, result: Result<Outcome, Outcome>) -> i32 {
     }
 }
 
-/// Counts the outcome of a port's hook, and marks what it passes so that the bridge's hook leaves it alone.
+/// Counts the outcome of a hook on the guests' side, and marks what it passes: at a port so that the bridge's hook leaves it
+/// alone, at both so that no forged mark goes on.
 #[inline(always)]
-pub fn settle_at_port(ctx: &TcContext, result: Result<Outcome, Outcome>) -> i32 {
+pub fn settle_outbound(ctx: &TcContext, result: Result<Outcome, Outcome>) -> i32 {
     let code = settle(ctx, result);
     if code == PASS {
-        leave(ctx, Mark::Judged);
+        leave(ctx, Mark::JUDGED);
     }
     code
 }
