@@ -40,7 +40,7 @@ impl PortRules {
     }
 }
 
-/// A rule, or the policy of a chain, that concerns ports.
+/// A base chain whose policy or rules concern ports.
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct Concern {
     base: Place,
@@ -186,7 +186,7 @@ impl Ruleset {
             let ports =
                 if base.devices.is_empty() { Ports::Every } else { Ports::Named(base.devices.clone()) };
             if base.drops {
-                concerns.push(Concern { base: base.place.clone(), ports: ports.clone() });
+                add(&mut concerns, base, ports.clone());
             }
             self.follow(base, &base.place, &ports, DEPTH, &mut concerns);
         }
@@ -201,10 +201,7 @@ impl Ruleset {
                 self.follow(base, &chain.beside(target), &ports, depth, concerns);
                 continue;
             }
-            let concern = Concern { base: base.place.clone(), ports };
-            if !concerns.contains(&concern) {
-                concerns.push(concern);
-            }
+            add(concerns, base, ports);
         }
     }
 
@@ -219,6 +216,19 @@ impl Ruleset {
             }
         }
         is_named.then_some(Ports::Named(names))
+    }
+}
+
+/// Adds to what is known of a base chain: one concern each, however many rules.
+fn add(concerns: &mut Vec<Concern>, base: &Base, ports: Ports) {
+    let Some(known) = concerns.last_mut().filter(|last| last.base == base.place) else {
+        concerns.push(Concern { base: base.place.clone(), ports });
+        return;
+    };
+    match (&mut known.ports, ports) {
+        (Ports::Every, _) => {}
+        (Ports::Named(names), Ports::Named(more)) => names.extend(more),
+        (every, Ports::Every) => *every = Ports::Every,
     }
 }
 
@@ -300,6 +310,15 @@ mod tests {
         assert!(concerned(&ruleset).is_empty());
         ruleset.sets.insert(place("guests"), None);
         assert_eq!(concerned(&ruleset), ["vnet0", "vnet1"]);
+    }
+
+    #[test]
+    fn the_rules_of_a_chain_add_up() {
+        let rules = [("FORWARD", rule(&["vnet1"], None)), ("FORWARD", rule(&["eth9"], None))];
+        let chain = ruleset(base("FORWARD", false, &[]), &rules);
+        assert_eq!((concerned(&chain), chain.concerns().0.len()), (vec!["vnet1"], 1));
+        let rules = [("FORWARD", rule(&["eth9"], None)), ("FORWARD", rule(&[], None))];
+        assert_eq!(concerned(&ruleset(base("FORWARD", false, &[]), &rules)), ["vnet0", "vnet1"]);
     }
 
     #[test]

@@ -26,8 +26,12 @@ const NFTABLES: u32 = 1 << 6;
 /// `NFNL_SUBSYS_NFTABLES`, the high byte of a message's type.
 const NFTABLES_SUBSYSTEM: u16 = 10;
 
-/// Families whose rules stand behind the hooks of ports: `NFPROTO_NETDEV` and `NFPROTO_BRIDGE`.
-const PORT_FAMILIES: [u8; 2] = [5, 7];
+/// Families whose rules may stand behind the hooks of ports: `NFPROTO_INET` (at a device's ingress), `NFPROTO_NETDEV`
+/// and `NFPROTO_BRIDGE`.
+const PORT_FAMILIES: [u8; 3] = [1, 5, 7];
+
+/// `NFT_MSG_NEWSETELEM` and `NFT_MSG_DELSETELEM` of the family inet: firewalls change their sets all the time.
+const INET_ELEMENTS: [(u16, u8); 2] = [(0x0a0c, 1), (0x0a0e, 1)];
 
 /// Bytes of one read: notifications are a few hundred bytes each, a link's up to some thousand.
 const BUFFER: usize = 32 * 1024;
@@ -156,6 +160,7 @@ fn kind_of(message: Message<'_>) -> Changes {
         28 | 29 if family == libc::AF_INET => Changes::NEIGHBOUR,
         28 | 29 if family == libc::AF_BRIDGE => Changes::FDB,
         kind if kind >> 8 == NFTABLES_SUBSYSTEM => match message.body.first() {
+            Some(family) if INET_ELEMENTS.contains(&(kind, *family)) => Changes::default(),
             Some(family) if PORT_FAMILIES.contains(family) => Changes::RULES,
             _ => Changes::default(),
         },
@@ -180,6 +185,8 @@ mod tests {
         assert!(kind_of(Message { kind: 3, body: &[] }).is_empty());
         assert_eq!(kind_of(Message { kind: 0x0a06, body: &[7] }), Changes::RULES);
         assert!(kind_of(Message { kind: 0x0a06, body: &[2] }).is_empty());
+        assert_eq!(kind_of(Message { kind: 0x0a0c, body: &[7] }), Changes::RULES);
+        assert!(kind_of(Message { kind: 0x0a0c, body: &[1] }).is_empty());
     }
 
     #[test]
