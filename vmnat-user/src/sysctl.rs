@@ -55,7 +55,7 @@ pub fn write(path: &str, value: &str) -> Result<()> {
 /// Gives a setting a value and says what that changed; `None` when it had it already.
 ///
 /// # Errors
-/// As [`read`] and [`write`].
+/// As [`read`] and [`write()`].
 pub fn apply(path: &str, value: &str) -> Result<Option<Change>> {
     let before = read(path)?;
     if before == value {
