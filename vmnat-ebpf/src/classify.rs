@@ -19,7 +19,7 @@ pub struct Way {
     /// Interface index of the uplink.
     pub out_if: u32,
     /// The uplink.
-    pub uplink: Uplink,
+    pub uplink: &'static Uplink,
     /// Next hop of the route.
     pub next_hop: Address,
 }
@@ -34,7 +34,7 @@ pub fn way_out(ctx: &TcContext, packet: &Packet, port: &BridgePort) -> Result<Wa
     let mut route = Route::default();
     route::lookup(ctx, &packet.key, packet.tos, port.bridge, &mut route)?;
     // SAFETY: user space replaces whole values of this small map, and never while flows stand on them.
-    let Some(uplink) = (unsafe { UPLINK.get(route.out_if) }).copied() else {
+    let Some(uplink) = (unsafe { UPLINK.get(route.out_if) }) else {
         return Err(other_exit(destination, port));
     };
     if destination.is_link_local() {

@@ -46,7 +46,7 @@ pub fn open(
     if back.out_if != in_if {
         return Err(Outcome::MovedRoute);
     }
-    let way = Way { out_if: in_if, uplink: *uplink, next_hop: back.next_hop };
+    let way = Way { out_if: in_if, uplink, next_hop: back.next_hop };
     session::insert_forwarded(ctx, &packet.key, target, bridge, &way)?;
     forward.connections = forward.connections.wrapping_add(1);
     Ok(())

@@ -40,7 +40,7 @@ pub fn at_uplink(ctx: &TcContext) -> Result<Outcome, Outcome> {
         session::follow_lease(session, epoch);
     }
     fits(&packet, session)?;
-    session::touch(session, &packet, now);
+    session::touch(ctx, session, &packet, now);
     deliver(ctx, &packet, session)
 }
 

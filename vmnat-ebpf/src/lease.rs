@@ -42,19 +42,13 @@ pub fn admit(ctx: &TcContext, packet: &Packet, port: &BridgePort) -> Result<(), 
     let (address, mac) = (packet.key.source, packet.source_mac);
     // The bridge's hook sees stations whose port has no hook of its own, and cannot tell those ports apart.
     let in_if = if port.flags & BridgePortFlags::IS_BRIDGE == 0 { parse::interface(ctx) } else { 0 };
-    let lease = of(address).unwrap_or(Lease {
-        port: in_if,
-        bridge: port.bridge,
-        mac: Mac::ZERO,
-        flags: 0,
-        last_seen: 0,
-    });
-    let is_new = lease.mac == Mac::ZERO;
-    if !is_new {
-        let moved = in_if != 0 && lease.port != in_if && bridge::is_direct(lease.port);
-        if (moved || lease.mac != mac) && (lease.mac == mac || neighbour(ctx, packet, port) != mac) {
-            return Err(Outcome::SpoofedSource);
-        }
+    let Some(lease) = of(address) else {
+        learn(address, mac, in_if, port.bridge);
+        return Ok(());
+    };
+    let moved = in_if != 0 && lease.port != in_if && bridge::is_direct(lease.port);
+    if (moved || lease.mac != mac) && (lease.mac == mac || neighbour(ctx, packet, port) != mac) {
+        return Err(Outcome::SpoofedSource);
     }
     let known_port = if in_if == 0 { lease.port } else { in_if };
     if lease.mac != mac || lease.port != known_port || lease.bridge != port.bridge {
@@ -68,9 +62,9 @@ pub fn admit(ctx: &TcContext, packet: &Packet, port: &BridgePort) -> Result<(), 
 
 /// The lease of an address.
 #[inline(always)]
-pub fn of(address: Address) -> Option<Lease> {
+pub fn of(address: Address) -> Option<&'static Lease> {
     // SAFETY: as in `admit`; a stale answer sends one packet to the wrong port of the same bridge.
-    unsafe { LEASE.get(address) }.copied()
+    unsafe { LEASE.get(address) }
 }
 
 /// The MAC that the host's neighbour table has for the packet's source; zero where it has none.

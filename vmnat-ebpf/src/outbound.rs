@@ -18,7 +18,7 @@ use crate::{
 #[inline(always)]
 pub fn at_port(ctx: &TcContext) -> Result<Outcome, Outcome> {
     if parse::frame(ctx)? == Frame::Arp {
-        lease::learn_from_arp(ctx, &port_of(ctx)?);
+        lease::learn_from_arp(ctx, port_of(ctx)?);
         return Ok(Outcome::NotIpv4);
     }
     translate(ctx)
@@ -50,7 +50,7 @@ fn translate(ctx: &TcContext) -> Result<Outcome, Outcome> {
         }
     };
     fits(&packet, session)?;
-    session::touch(session, &packet, now);
+    session::touch(ctx, session, &packet, now);
     let change = rewrite::Change {
         address: session.address,
         port: session.port,
@@ -68,9 +68,9 @@ fn translate(ctx: &TcContext) -> Result<Outcome, Outcome> {
 fn judge(ctx: &TcContext, packet: &Packet) -> Result<(), Outcome> {
     let port = port_of(ctx)?;
     if packet.destination_mac != port.mac {
-        return Err(bridge::to_station(ctx, packet, &port).unwrap_or_else(|outcome| outcome));
+        return Err(bridge::to_station(ctx, packet, port).unwrap_or_else(|outcome| outcome));
     }
-    let way = classify::way_out(ctx, packet, &port)?;
+    let way = classify::way_out(ctx, packet, port)?;
     let is_error = icmp::is_error(packet);
     if !is_error {
         packet.tracked?;
@@ -78,16 +78,16 @@ fn judge(ctx: &TcContext, packet: &Packet) -> Result<(), Outcome> {
     if packet.ttl() <= 1 {
         return Err(Outcome::TtlExpired);
     }
-    lease::admit(ctx, packet, &port)?;
+    lease::admit(ctx, packet, port)?;
     if is_error {
         return Err(answer(ctx, packet));
     }
     if let Some(session) = session::find(&packet.key)?
-        && session::renew(ctx, packet, session, &port, &way)?
+        && session::renew(ctx, packet, session, port, &way)?
     {
         return Ok(());
     }
-    session::open(ctx, packet, &port, &way)
+    session::open(ctx, packet, port, &way)
 }
 
 /// Sends a guest's ICMP error; a call of its own for the sake of the stack.
@@ -111,7 +111,8 @@ fn fits(packet: &Packet, session: &Session) -> Result<(), Outcome> {
 }
 
 #[inline(always)]
-fn port_of(ctx: &TcContext) -> Result<BridgePort, Outcome> {
-    // SAFETY: user space replaces whole values of this small map.
-    unsafe { BRIDGE_PORT.get(parse::interface(ctx)) }.copied().ok_or(Outcome::Unmanaged)
+fn port_of(ctx: &TcContext) -> Result<&'static BridgePort, Outcome> {
+    // SAFETY: the kernel keeps a map's element readable for the program's run; user space replaces whole values of this
+    // small map. By reference, as a copy would take a share of the stack.
+    unsafe { BRIDGE_PORT.get(parse::interface(ctx)) }.ok_or(Outcome::Unmanaged)
 }

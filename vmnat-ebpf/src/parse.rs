@@ -34,11 +34,9 @@ pub struct Packet {
     /// Whether ports could be read, and why not.
     pub tracked: Result<(), Outcome>,
     /// Bytes from the frame's start to the transport header, 34 to 74.
-    pub l4: usize,
+    l4: u8,
     /// Largest IP packet that this becomes on the wire, bytes: one segment, where it will be segmented.
     pub size: u32,
-    /// Bytes of the whole, IP header included.
-    pub bytes: u32,
     /// TTL and protocol in memory order.
     pub ttl_protocol: u16,
     /// Type of service.
@@ -68,15 +66,20 @@ impl Packet {
             destination_mac: Mac::ZERO,
             source_mac: Mac::ZERO,
             tracked: Err(Outcome::Truncated),
-            l4: L3 + ipv4::LEN,
+            l4: (L3 + ipv4::LEN) as u8,
             size: 0,
-            bytes: 0,
             ttl_protocol: 0,
             tos: 0,
             tcp_flags: 0,
             icmp_type: 0,
             must_not_fragment: false,
         }
+    }
+
+    /// Bytes from the frame's start to the transport header, 34 to 74.
+    #[inline(always)]
+    pub fn l4(&self) -> usize {
+        usize::from(self.l4)
     }
 
     /// Hops left.
@@ -138,14 +141,13 @@ pub fn ipv4(ctx: &TcContext, side: Side, packet: &mut Packet) -> Result<(), Outc
     };
     packet.key.protocol = packet.ttl_protocol.to_ne_bytes()[1];
     packet.key.side = side as u8;
-    packet.bytes = length(ctx).wrapping_sub(L3 as u32);
     packet.must_not_fragment = ipv4::must_not_fragment(fragment);
     let Some(header) = ipv4::header_length(version_ihl) else {
         packet.tracked = Err(Outcome::BadHeader);
         return Ok(());
     };
-    packet.l4 = L3 + header;
-    packet.tracked = match lengths(ctx, packet, header as u32, u32::from(total_length)) {
+    packet.l4 = (L3 + header) as u8;
+    packet.tracked = match lengths(ctx, header as u32, u32::from(total_length)) {
         Err(reason) => Err(reason),
         Ok(()) if ipv4::is_fragment(fragment) => Err(Outcome::Fragment),
         Ok(()) => transport(ctx, packet, start, end),
@@ -205,7 +207,7 @@ pub struct Quote {
 /// or of a protocol that has none. Off the hot path, so by copies.
 #[inline(always)]
 pub fn quote(ctx: &TcContext, packet: &Packet, quote: &mut Quote) -> Result<(), ()> {
-    let l3 = packet.l4 + icmp::LEN;
+    let l3 = packet.l4() + icmp::LEN;
     let copy = |offset: usize| ctx.load::<u16>(offset).map_err(drop);
     let address = |offset: usize| ctx.load::<u32>(offset).map(Address::from_wire).map_err(drop);
     let header = ipv4::header_length(ctx.load::<u8>(l3 + ipv4::VERSION_IHL).map_err(drop)?).ok_or(())?;
@@ -283,17 +285,17 @@ fn linear(ctx: &TcContext) -> Result<(usize, usize), Outcome> {
 
 /// Whether the header's own lengths agree with the packet's.
 #[inline(always)]
-fn lengths(ctx: &TcContext, packet: &Packet, header: u32, total: u32) -> Result<(), Outcome> {
+fn lengths(ctx: &TcContext, header: u32, total: u32) -> Result<(), Outcome> {
     // A BIG TCP packet has a total length of zero (kernel commit b1a78b9b9886).
     let big = total == 0 && gso_size(ctx) != 0;
-    if big || (total >= header && total <= packet.bytes) { Ok(()) } else { Err(Outcome::BadHeader) }
+    if big || (total >= header && total <= bytes(ctx)) { Ok(()) } else { Err(Outcome::BadHeader) }
 }
 
 #[inline(always)]
 fn transport(ctx: &TcContext, packet: &mut Packet, start: usize, end: usize) -> Result<(), Outcome> {
-    let l4 = start + packet.l4;
+    let l4 = start + packet.l4();
     let gso = gso_size(ctx);
-    let mut headers = packet.l4 as u32 - L3 as u32;
+    let mut headers = packet.l4() as u32 - L3 as u32;
     match Protocol::from_number(packet.key.protocol) {
         Some(Protocol::Tcp) => {
             if l4 + tcp::LEN > end {
@@ -323,7 +325,7 @@ fn transport(ctx: &TcContext, packet: &mut Packet, start: usize, end: usize) -> 
         }
         None => return Err(Outcome::UnsupportedProtocol),
     }
-    packet.size = if gso == 0 { packet.bytes } else { headers + gso };
+    packet.size = if gso == 0 { bytes(ctx) } else { headers + gso };
     Ok(())
 }
 
@@ -378,6 +380,12 @@ unsafe fn mac(at: usize) -> Mac {
 unsafe fn load<T: Copy>(at: usize) -> T {
     // SAFETY: the caller's; for alignment see the head of this file.
     unsafe { *(at as *const T) }
+}
+
+/// Bytes of the packet, IP header included.
+#[inline(always)]
+pub fn bytes(ctx: &TcContext) -> u32 {
+    length(ctx).wrapping_sub(L3 as u32)
 }
 
 #[inline(always)]

@@ -112,7 +112,7 @@ fn quoted(
         Ok(_) => diff += replaced_sum(ctx, sum_at, sum_diff)?,
         Err(_) => {}
     }
-    replaced_sum(ctx, packet.l4 + icmp::CHECKSUM, checksum::fold(diff)).map(drop)
+    replaced_sum(ctx, packet.l4() + icmp::CHECKSUM, checksum::fold(diff)).map(drop)
 }
 
 /// Updates a checksum field by a difference; returns the difference that the field itself makes.
@@ -142,7 +142,7 @@ pub fn macs(ctx: &TcContext, destination: Mac, source: Mac) -> Result<(), Outcom
 #[inline(always)]
 fn endpoint(ctx: &TcContext, packet: &Packet, change: Change, which: End) -> Result<(), Outcome> {
     let (start, end) = bounds(ctx);
-    let l4 = start + packet.l4;
+    let l4 = start + packet.l4();
     network(start, end, packet, change, which)?;
     match packet.protocol() {
         Some(Protocol::Tcp) => {
@@ -151,7 +151,7 @@ fn endpoint(ctx: &TcContext, packet: &Packet, change: Change, which: End) -> Res
             }
             // SAFETY: the comparison above covers the ports.
             unsafe { port(l4, change, which) };
-            transport_sum(ctx, packet.l4 + tcp::CHECKSUM, change, 0)
+            transport_sum(ctx, packet.l4() + tcp::CHECKSUM, change, 0)
         }
         Some(Protocol::Udp) => {
             if l4 + udp::LEN > end {
@@ -159,7 +159,7 @@ fn endpoint(ctx: &TcContext, packet: &Packet, change: Change, which: End) -> Res
             }
             // SAFETY: the comparison above covers the ports.
             unsafe { port(l4, change, which) };
-            transport_sum(ctx, packet.l4 + udp::CHECKSUM, change, u64::from(BPF_F_MARK_MANGLED_0))
+            transport_sum(ctx, packet.l4() + udp::CHECKSUM, change, u64::from(BPF_F_MARK_MANGLED_0))
         }
         Some(Protocol::Icmp) => {
             if l4 + icmp::LEN > end {

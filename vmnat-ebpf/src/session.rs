@@ -52,10 +52,10 @@ pub fn is_senders(ctx: &TcContext, packet: &Packet, session: &Session) -> bool {
 
 /// Notes a packet in its direction's entry.
 #[inline(always)]
-pub fn touch(session: &mut Session, packet: &Packet, now: u64) {
+pub fn touch(ctx: &TcContext, session: &mut Session, packet: &Packet, now: u64) {
     session.last_seen = now as u32;
     session.packets = session.packets.wrapping_add(1);
-    session.bytes = session.bytes.wrapping_add(u64::from(packet.bytes));
+    session.bytes = session.bytes.wrapping_add(u64::from(parse::bytes(ctx)));
     if packet.key.protocol == Protocol::Tcp.number() {
         session.tcp_seen = tcp_state::observe(session.tcp_seen, packet.tcp_flags);
     }

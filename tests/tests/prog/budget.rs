@@ -17,11 +17,11 @@ use super::rig;
 /// Instructions that the verifier may walk for each program. Kernels stop at a million; the budget is what was measured on
 /// 6.18, and half as much again for other kernels.
 const VERIFIED: [(&str, u32); 6] = [
-    ("outbound_port", 42_000),
-    ("outbound_bridge", 42_000),
-    ("inbound", 10_000),
-    ("guard", 1_000),
-    ("reaper", 7_000),
+    ("outbound_port", 18_500),
+    ("outbound_bridge", 18_500),
+    ("inbound", 6_300),
+    ("guard", 1_100),
+    ("reaper", 6_600),
     ("clock", 60),
 ];
 
