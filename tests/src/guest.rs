@@ -1,16 +1,18 @@
-//! A real guest: QEMU without KVM, a distribution's kernel, and an initramfs of busybox made here.
+//! Machines in QEMU without KVM, on a distribution's kernel: a real guest, and a host of its own.
 
 use std::{
-    env, fs,
+    fs,
     path::{Path, PathBuf},
-    process::Command,
     thread,
     time::{Duration, Instant},
 };
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, ensure};
 
-use crate::lab::{Lab, SERVER, namespace::Process, service};
+use crate::{
+    boot::{self, Archive, Kernel},
+    lab::{Lab, SERVER, namespace::Process, service, vmnat},
+};
 
 /// The guest's address.
 pub const ADDRESS: &str = "192.168.122.20";
@@ -21,11 +23,13 @@ const MAC: &str = "52:54:00:00:00:20";
 const TAP: &str = "vnet9";
 const FOLDER: &str = "/run/vm";
 const MODULES: [&str; 2] = ["virtio_pci", "virtio_net"];
+/// What a VM host of the tests needs of its kernel.
+const HOST_MODULES: [&str; 4] = ["bridge", "veth", "sch_ingress", "cls_bpf"];
 const DOWNLOAD: usize = 4_000_000;
 /// Size of the file that the guest serves as `/bytes`.
 pub const SERVED: usize = 1_000_000;
 
-/// A running guest; it is switched off when the value goes.
+/// A running machine; it is switched off when the value goes.
 #[derive(Debug)]
 pub struct VirtualMachine {
     qemu: Process,
@@ -51,6 +55,44 @@ echo "vm:done ok"
 while :; do sleep 60; done
 "#;
 
+/// The host's init: bridge, guest and world in namespaces, nothing forwarded, then vmnat.
+const HOST_INIT: &str = r#"#!/bin/busybox sh
+/bin/busybox --install -s /bin
+export PATH=/sbin:/bin
+# This shell prefers its own applets to what PATH names.
+ip() { /sbin/ip "$@"; }
+mount -t proc proc /proc; mount -t sysfs sysfs /sys; mount -t devtmpfs dev /dev 2>/dev/null; mount -t tmpfs run /run
+mkdir /var; ln -s /run /var/run
+for module in /mod/*.ko; do insmod "$module"; done
+report() { name=$1; shift; if out=$("$@" 2>&1); then say=ok; else say=FAIL; fi; echo "vm:$name $say $(echo $out)"; }
+guest() { nsenter --net=/run/netns/guest "$@"; }
+world() { nsenter --net=/run/netns/world "$@"; }
+ip link set lo up; ip netns add guest; ip netns add world
+ip link add virbr0 type bridge; ip addr add 192.168.122.1/24 dev virbr0; ip link set virbr0 up
+ip link add vnet1 type veth peer name eth0 netns guest; ip link set vnet1 master virbr0 up
+ip link add enp3s0 type veth peer name eth0 netns world
+ip addr add 203.0.113.2/24 dev enp3s0; ip link set enp3s0 up; ip route add default via 203.0.113.1
+guest /sbin/ip addr add 192.168.122.10/24 dev eth0; guest /sbin/ip link set eth0 up; guest /sbin/ip route add default via 192.168.122.1
+world /sbin/ip addr add 203.0.113.1/24 dev eth0; world /sbin/ip link set eth0 up
+world httpd -p 80 -h /www; guest httpd -p 80 -h /www
+cut_off() { ! guest ping -q -c 1 -w 1 203.0.113.1; }
+hash() { sum=$("$1" wget -q -O - "$2" | sha256sum); echo "$sum"; [ "${sum%% *}" = "$LAB_HASH" ]; }
+left_as_found() { [ ! -e /sys/fs/bpf/vmnat ] && [ "$(cat /proc/sys/net/ipv4/conf/virbr0/forwarding)" = 0 ]; }
+report kernel uname -r
+report gateway guest ping -q -c 1 -w 5 192.168.122.1
+report control cut_off
+report up vmnat up --bridge virbr0 --uplink enp3s0
+report dnat vmnat dnat add 8080:192.168.122.10:80
+report ping guest ping -q -c 3 -w 10 203.0.113.1
+report download hash guest http://203.0.113.1/bytes
+report forward hash world http://203.0.113.2:8080/bytes
+report status vmnat status
+report down vmnat down
+report left left_as_found
+echo "vm:done ok"
+while :; do sleep 60; done
+"#;
+
 impl VirtualMachine {
     /// Starts the guest on a tap in the lab's bridge.
     ///
@@ -58,26 +100,42 @@ impl VirtualMachine {
     ///
     /// When QEMU, busybox or a kernel is missing; the message says which and how to get it.
     pub fn start(lab: &Lab) -> Result<Self> {
-        let kernel = Kernel::find()?;
-        fs::create_dir_all(FOLDER)?;
-        let initramfs = format!("{FOLDER}/initramfs");
-        fs::write(&initramfs, make_initramfs(&kernel)?)?;
+        let kernel = Kernel::find(&MODULES)?;
+        let mut archive = boot::initramfs(&kernel, INIT)?;
+        archive.file("www/index.html", 0o644, b"served by the guest\n");
+        archive.file("www/bytes", 0o644, &service::content(SERVED));
         lab.host
             .exec(&["ip", "tuntap", "add", TAP, "mode", "tap", "vnet_hdr"])
             .context("a tap needs /dev/net/tun")?;
         lab.host.exec(&["ip", "link", "set", TAP, "master", "virbr0", "up"])?;
-        let image = kernel.image.to_str().context("a path that is no text")?;
         let arguments = kernel_arguments();
         let network = format!("tap,id=n,ifname={TAP},script=no,downscript=no");
         let device = format!("virtio-net-pci,netdev=n,mac={MAC},romfile=");
-        let serial = format!("file:{}", serial().display());
-        let machine =
-            ["-accel", "tcg", "-cpu", "max", "-m", "256", "-nodefaults", "-no-reboot", "-display", "none"];
-        let boot = ["-serial", &serial, "-kernel", image, "-initrd", &initramfs, "-append", &arguments];
-        let wire = ["-netdev", &network, "-device", &device];
-        let command = [&["qemu-system-x86_64"], &machine[..], &boot[..], &wire[..]].concat();
-        let qemu = lab.host.start(&command).context("install it with `apt-get install qemu-system-x86`")?;
-        Ok(Self { qemu })
+        boot_machine(
+            lab,
+            &kernel,
+            archive,
+            &arguments,
+            &["-m", "256", "-netdev", &network, "-device", &device],
+        )
+    }
+
+    /// Starts a machine that is a VM host of its own: bridge, guest and world in its namespaces, on the distribution's
+    /// kernel.
+    ///
+    /// # Errors
+    ///
+    /// As [`VirtualMachine::start`].
+    pub fn start_host(lab: &Lab) -> Result<Self> {
+        let kernel = Kernel::find(&HOST_MODULES)?;
+        let mut archive = boot::initramfs(&kernel, HOST_INIT)?;
+        archive.program("sbin/vmnat", &vmnat::program()?)?;
+        let ip = ["/sbin/ip", "/usr/sbin/ip", "/bin/ip", "/usr/bin/ip"].into_iter().map(Path::new);
+        let ip = ip.into_iter().find(|path| path.is_file()).context("no ip: `apt-get install iproute2`")?;
+        archive.program("sbin/ip", ip)?;
+        archive.file("www/bytes", 0o644, &service::content(DOWNLOAD));
+        // Preallocated maps take a hundred megabytes and a few.
+        boot_machine(lab, &kernel, archive, &kernel_arguments(), &["-m", "1024"])
     }
 
     /// Waits until the guest has reported everything, and returns its lines.
@@ -107,6 +165,25 @@ impl VirtualMachine {
     }
 }
 
+fn boot_machine(
+    lab: &Lab,
+    kernel: &Kernel,
+    archive: Archive,
+    arguments: &str,
+    further: &[&str],
+) -> Result<VirtualMachine> {
+    fs::create_dir_all(FOLDER)?;
+    let initramfs = format!("{FOLDER}/initramfs");
+    fs::write(&initramfs, archive.finish())?;
+    let image = kernel.image.to_str().context("a path that is no text")?;
+    let serial = format!("file:{}", serial().display());
+    let machine = ["-accel", "tcg", "-cpu", "max", "-nodefaults", "-no-reboot", "-display", "none"];
+    let boot = ["-serial", &serial, "-kernel", image, "-initrd", &initramfs, "-append", arguments];
+    let command = [&["qemu-system-x86_64"], &machine[..], &boot[..], further].concat();
+    let qemu = lab.host.start(&command).context("install it with `apt-get install qemu-system-x86`")?;
+    Ok(VirtualMachine { qemu })
+}
+
 fn serial() -> PathBuf {
     Path::new(FOLDER).join("serial")
 }
@@ -126,163 +203,4 @@ fn kernel_arguments() -> String {
     ];
     let facts = facts.map(|(name, value)| format!("LAB_{name}={value}")).join(" ");
     format!("console=ttyS0 quiet panic=-1 mitigations=off {facts}")
-}
-
-/// A kernel to boot, and the modules that a virtio guest needs, in the order of loading.
-#[derive(Debug)]
-struct Kernel {
-    image: PathBuf,
-    modules: Vec<PathBuf>,
-}
-
-impl Kernel {
-    /// The newest kernel below `VMNAT_GUEST_KERNEL_DIR`, or of the machine.
-    fn find() -> Result<Self> {
-        let root = env::var_os("VMNAT_GUEST_KERNEL_DIR").map_or_else(|| PathBuf::from("/"), PathBuf::from);
-        let mut found = Vec::new();
-        for entry in fs::read_dir(root.join("boot")).into_iter().flatten().flatten() {
-            let name = entry.file_name().to_string_lossy().into_owned();
-            let Some(version) = name.strip_prefix("vmlinuz-") else { continue };
-            let modules = root.join("lib/modules").join(version);
-            if modules.join("modules.dep").is_file() {
-                found.push((numbers(version), entry.path(), modules));
-            }
-        }
-        let Some((_, image, folder)) = found.into_iter().max() else {
-            bail!(
-                "no kernel to boot a guest: {0}/boot/vmlinuz-* with {0}/lib/modules/*/modules.dep; \
-                 install linux-image-cloud-amd64, or name a folder in VMNAT_GUEST_KERNEL_DIR",
-                root.display()
-            );
-        };
-        Ok(Self { image, modules: modules_of(&folder)? })
-    }
-}
-
-fn numbers(version: &str) -> Vec<u32> {
-    version.split(|byte: char| !byte.is_ascii_digit()).filter_map(|part| part.parse().ok()).collect()
-}
-
-fn modules_of(folder: &Path) -> Result<Vec<PathBuf>> {
-    let dependencies = fs::read_to_string(folder.join("modules.dep"))?;
-    let builtin = fs::read_to_string(folder.join("modules.builtin")).unwrap_or_default();
-    let named = |path: &str, module: &str| {
-        let file = path.rsplit('/').next().unwrap_or_default();
-        file.split('.').next().is_some_and(|stem| stem.replace('-', "_") == module)
-    };
-    let mut modules = Vec::new();
-    for module in MODULES {
-        if builtin.lines().any(|path| named(path, module)) {
-            continue;
-        }
-        let mut rows = dependencies.lines().filter_map(|row| row.split_once(':'));
-        let Some((path, needs)) = rows.find(|(path, _)| named(path, module)) else {
-            bail!("the kernel of {} has no {module}", folder.display());
-        };
-        // modules.dep(5): what a module needs stands right of it, to be loaded from right to left.
-        for needed in needs.split_whitespace().rev().chain([path]) {
-            let needed = folder.join(needed);
-            if !modules.contains(&needed) {
-                modules.push(needed);
-            }
-        }
-    }
-    Ok(modules)
-}
-
-fn read_module(path: &Path) -> Result<Vec<u8>> {
-    let decompress = match path.extension().and_then(|extension| extension.to_str()) {
-        Some("xz") => "xz",
-        Some("zst") => "zstd",
-        Some("gz") => "gzip",
-        _ => return Ok(fs::read(path)?),
-    };
-    let output = Command::new(decompress).args(["-dc"]).arg(path).output();
-    let output = output.with_context(|| format!("{} needs {decompress}", path.display()))?;
-    ensure!(output.status.success(), "{decompress} cannot read {}", path.display());
-    Ok(output.stdout)
-}
-
-fn make_initramfs(kernel: &Kernel) -> Result<Vec<u8>> {
-    let mut archive = Archive::default();
-    for folder in ["bin", "mod", "www", "proc", "sys", "dev", "tmp"] {
-        archive.folder(folder);
-    }
-    let busybox = ["/bin/busybox", "/usr/bin/busybox"].into_iter().find(|path| Path::new(path).is_file());
-    let busybox = busybox.context("no busybox for the guest: `apt-get install busybox-static`")?;
-    archive.file("bin/busybox", 0o755, &fs::read(busybox)?);
-    for library in libraries_of(busybox)? {
-        archive.file(library.trim_start_matches('/'), 0o755, &fs::read(&library)?);
-    }
-    for (number, module) in kernel.modules.iter().enumerate() {
-        archive.file(&format!("mod/{number:02}.ko"), 0o644, &read_module(module)?);
-    }
-    archive.file("www/index.html", 0o644, b"served by the guest\n");
-    archive.file("www/bytes", 0o644, &service::content(SERVED));
-    archive.file("init", 0o755, INIT.as_bytes());
-    Ok(archive.finish())
-}
-
-/// The shared libraries of a program; none when it is static.
-fn libraries_of(program: &str) -> Result<Vec<String>> {
-    let output = Command::new("ldd").arg(program).output().context("ldd")?;
-    let printed = String::from_utf8_lossy(&output.stdout).into_owned();
-    Ok(printed
-        .split_whitespace()
-        .filter(|word| word.starts_with('/') && !word.ends_with(':'))
-        .map(Into::into)
-        .collect())
-}
-
-/// A cpio archive in the "newc" form that the kernel unpacks (Documentation/driver-api/early-userspace).
-#[derive(Debug, Default)]
-struct Archive {
-    bytes: Vec<u8>,
-    folders: Vec<String>,
-    entries: u32,
-}
-
-impl Archive {
-    fn folder(&mut self, path: &str) {
-        if !path.is_empty() && !self.folders.iter().any(|folder| folder == path) {
-            if let Some((parent, _)) = path.rsplit_once('/') {
-                self.folder(parent);
-            }
-            self.folders.push(path.to_owned());
-            self.entry(path, 0o040_755, &[]);
-        }
-    }
-
-    fn file(&mut self, path: &str, mode: u32, content: &[u8]) {
-        if let Some((parent, _)) = path.rsplit_once('/') {
-            self.folder(parent);
-        }
-        self.entry(path, 0o100_000 | mode, content);
-    }
-
-    fn entry(&mut self, path: &str, mode: u32, content: &[u8]) {
-        self.entries += 1;
-        let name_size = path.len() + 1;
-        let (number, size) = (self.entries, content.len());
-        // Magic, inode, mode, owner, group, links, time, size, four device numbers, name's size, checksum.
-        let head = format!(
-            "070701{number:08x}{mode:08x}{0:08x}{0:08x}{1:08x}{0:08x}{size:08x}{0:08x}{0:08x}{0:08x}{0:08x}{name_size:08x}{0:08x}",
-            0, 1
-        );
-        self.bytes.extend(head.as_bytes());
-        self.bytes.extend(path.as_bytes());
-        self.bytes.push(0);
-        self.pad();
-        self.bytes.extend(content);
-        self.pad();
-    }
-
-    fn pad(&mut self) {
-        self.bytes.resize(self.bytes.len().next_multiple_of(4), 0);
-    }
-
-    fn finish(mut self) -> Vec<u8> {
-        self.entry("TRAILER!!!", 0, &[]);
-        self.bytes
-    }
 }

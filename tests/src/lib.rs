@@ -19,5 +19,6 @@
     reason = "counts and sizes of a test's own making; an overflow would panic in the debug build that tests run"
 )]
 
+pub mod boot;
 pub mod guest;
 pub mod lab;
