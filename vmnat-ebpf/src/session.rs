@@ -85,10 +85,7 @@ pub fn open(ctx: &TcContext, packet: &Packet, port: &BridgePort, way: &Way) -> R
         Err(reason) => Err(reason),
     };
     match mapped {
-        Ok(()) => {
-            mapping::count_flow(key.protocol, key.source_endpoint(), opening.external, 1);
-            Ok(())
-        }
+        Ok(()) => Ok(()),
         // The mapping's endpoint is taken towards this remote, or the pool is full: a port for this flow alone.
         Err(Outcome::FlowConflict | Outcome::PortsExhausted) => {
             opening.flags = 0;
@@ -259,6 +256,10 @@ fn insert(opening: &Opening<'_>) -> Result<(), Outcome> {
     };
     write_outbound(draft, opening);
     let Err(error) = put(key, draft) else {
+        // Only who opened the flow counts it, as only who removes it does.
+        if opening.flags & Flags::MAPPED != 0 {
+            mapping::count_flow(key.protocol, key.source_endpoint(), external, 1);
+        }
         return Ok(());
     };
     // When another CPU opened this flow, ours gives way, unless both chose the same endpoint.
