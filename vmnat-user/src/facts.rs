@@ -1,6 +1,6 @@
 //! Interface facts: what the network namespace of the calling thread looks like, by netlink.
 //!
-//! Never by `/sys`, which shows the namespace of whoever mounted it. [`gather`] takes one picture; [`Watch`] says
+//! Never by `/sys`, which shows the namespace of whoever mounted it. [`gather()`] takes one picture; [`Watch`] says
 //! that it is out of date. Both are of the namespace in which their sockets were opened.
 
 mod filters;
