@@ -83,9 +83,15 @@ pub fn machine() -> Value {
         "processor": field("model name").or_else(|| field("CPU part")).unwrap_or_else(|| "unknown".to_owned()),
         "processors": cpus,
         "is_virtual": field("flags").is_some_and(|flags| flags.split(' ').any(|flag| flag == "hypervisor")),
-        "kernel": fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default().trim(),
+        "kernel": kernel_version(),
         "load": fs::read_to_string("/proc/loadavg").unwrap_or_default().split(' ').next(),
     })
+}
+
+/// The kernel's version, without what a distribution or a builder appends.
+fn kernel_version() -> String {
+    let release = fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
+    release.trim().split('-').next().unwrap_or_default().to_owned()
 }
 
 fn machine_in_words() -> String {
