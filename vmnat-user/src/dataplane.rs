@@ -137,9 +137,10 @@ pub fn ensure_bpffs() -> Result<bool> {
 pub fn release_bpffs() -> bool {
     // The kernel itself puts `maps.debug` and `progs.debug` there.
     let is_kernels = |name: &std::ffi::OsStr| name.to_string_lossy().ends_with(".debug");
-    let Ok(mut entries) = fs::read_dir(BPF_FS) else { return false };
-    let in_use = entries.any(|entry| entry.map_or(true, |entry| !is_kernels(&entry.file_name())));
-    !in_use && umount(BPF_FS).is_ok()
+    let Ok(entries) = fs::read_dir(BPF_FS) else { return false };
+    // The listing is consumed: one that is still open would itself keep the file system busy.
+    let others = entries.filter(|entry| entry.as_ref().map_or(true, |entry| !is_kernels(&entry.file_name())));
+    others.count() == 0 && umount(BPF_FS).is_ok()
 }
 
 /// True when every map and every program of the instance is pinned.
