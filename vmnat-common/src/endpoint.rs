@@ -139,11 +139,13 @@ pub enum Protocol {
     Tcp = 6,
     /// UDP.
     Udp = 17,
+    /// SCTP, whose ports are tracked and never changed: its checksum covers the whole packet (RFC 9260 section 6.8).
+    Sctp = 132,
 }
 
 impl Protocol {
     /// Every tracked protocol.
-    pub const ALL: [Self; 3] = [Self::Icmp, Self::Tcp, Self::Udp];
+    pub const ALL: [Self; 4] = [Self::Icmp, Self::Tcp, Self::Udp, Self::Sctp];
 
     /// The protocol of an IP number, where vmnat tracks it.
     #[must_use]
@@ -152,6 +154,7 @@ impl Protocol {
             1 => Some(Self::Icmp),
             6 => Some(Self::Tcp),
             17 => Some(Self::Udp),
+            132 => Some(Self::Sctp),
             _ => None,
         }
     }
@@ -162,20 +165,27 @@ impl Protocol {
         self as u8
     }
 
-    /// The name that people write: `icmp`, `tcp`, `udp`.
+    /// True when an external port may differ from the guest's.
+    #[must_use]
+    pub const fn may_change_port(self) -> bool {
+        !matches!(self, Self::Sctp)
+    }
+
+    /// The name that people write: `icmp`, `tcp`, `udp`, `sctp`.
     #[must_use]
     pub const fn name(self) -> &'static str {
         match self {
             Self::Icmp => "icmp",
             Self::Tcp => "tcp",
             Self::Udp => "udp",
+            Self::Sctp => "sctp",
         }
     }
 }
 
 /// An address with a port.
 #[repr(C)]
-#[derive(Clone, Copy, Default, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Endpoint {
     /// The address.
     pub address: Address,
@@ -283,6 +293,6 @@ mod tests {
         for protocol in Protocol::ALL {
             assert_eq!(Protocol::from_number(protocol.number()), Some(protocol));
         }
-        assert_eq!(Protocol::from_number(132), None);
+        assert_eq!(Protocol::from_number(136), None);
     }
 }

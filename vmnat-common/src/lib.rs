@@ -17,6 +17,7 @@ pub mod checksum;
 pub mod endpoint;
 pub mod flow;
 pub mod forward;
+pub mod host;
 pub mod lease;
 pub mod mapping;
 pub mod network;

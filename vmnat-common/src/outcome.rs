@@ -35,6 +35,7 @@ catalogue! {
         TranslatedInbound = Forwarded, "translated_inbound", "A packet of a known flow went to its guest.";
         ErrorOutbound = Forwarded, "error_outbound", "A guest's ICMP error about a flow of its own left with the external endpoint in its quote.";
         ErrorInbound = Forwarded, "error_inbound", "An ICMP error about a guest's flow went to the guest, with the guest's endpoint in its quote.";
+        Hairpin = Forwarded, "hairpin", "A guest's packet to an external endpoint of a guest turned round on the host.";
         BridgedDirect = Forwarded, "bridged_direct", "A packet between two guests of one bridge went straight to the other port.";
 
         NotIpv4 = Passed, "not_ipv4", "Not IPv4: ARP, IPv6 or another protocol, which vmnat leaves to the kernel.";
@@ -63,6 +64,7 @@ catalogue! {
         UnsupportedProtocol = Dropped, "unsupported_protocol", "Neither TCP nor UDP nor an ICMP query.";
         IcmpNotQuery = Dropped, "icmp_not_query", "An ICMP message of a guest that neither asks anything nor reports an error.";
         ErrorWithoutFlow = Dropped, "error_without_flow", "A guest's ICMP error about no flow of its own.";
+        RefusedSource = Dropped, "refused_source", "Addressed to a port forward that its source may not use.";
         BadTcpFlags = Dropped, "bad_tcp_flags", "A combination of TCP flags that no stack sends.";
         ResetWithoutFlow = Dropped, "reset_without_flow", "A TCP reset for a conversation that does not exist.";
         NoUplinkAddress = Dropped, "no_uplink_address", "The uplink has no address to translate to.";

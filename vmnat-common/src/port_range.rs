@@ -8,8 +8,8 @@
 
 use crate::endpoint::{Endpoint, Port, Protocol};
 
-/// 64-bit words of the `PORT_POOL` map: one bit a port, TCP's 65536 and then UDP's.
-pub const POOL_WORDS: u32 = 2048;
+/// 64-bit words of the `PORT_POOL` map: one bit a port, TCP's 65536, then UDP's, then SCTP's.
+pub const POOL_WORDS: u32 = 3072;
 
 /// Candidates that are tried before the pool counts as full.
 pub const PROBES: u32 = 32;
@@ -24,6 +24,7 @@ pub const fn pool_bit(protocol: Protocol, port: u16) -> Option<(u32, u64)> {
     let base = match protocol {
         Protocol::Tcp => 0,
         Protocol::Udp => 1024,
+        Protocol::Sctp => 2048,
         Protocol::Icmp => return None,
     };
     Some((base | (port >> 6) as u32, 1 << (port & 63)))
@@ -40,7 +41,7 @@ impl PortRange {
     /// The privileged ports that may be offered to a guest that uses one itself.
     pub const PRIVILEGED: Self = Self { first: 1, last: FIRST_UNPRIVILEGED - 1 };
 
-    /// Every number, for ICMP identifiers.
+    /// Every number, for ICMP identifiers and ports that are kept.
     pub const ALL: Self = Self { first: 0, last: u16::MAX };
 
     /// A range; the unprivileged ports when `last` does not lie above `first`.
@@ -53,7 +54,8 @@ impl PortRange {
     #[must_use]
     pub const fn for_port(protocol: Protocol, wanted: u16, pool: Self) -> Self {
         match protocol {
-            Protocol::Icmp => Self::ALL,
+            // A port that is kept has no class to keep to.
+            Protocol::Icmp | Protocol::Sctp => Self::ALL,
             Protocol::Tcp | Protocol::Udp if wanted < FIRST_UNPRIVILEGED => Self::PRIVILEGED,
             Protocol::Tcp | Protocol::Udp => pool,
         }
@@ -162,7 +164,8 @@ mod tests {
         assert_eq!(pool_bit(Protocol::Tcp, 0), Some((0, 1)));
         assert_eq!(pool_bit(Protocol::Tcp, 65_535), Some((1023, 1 << 63)));
         assert_eq!(pool_bit(Protocol::Udp, 64), Some((1025, 1)));
-        assert_eq!(pool_bit(Protocol::Udp, 65_535), Some((POOL_WORDS - 1, 1 << 63)));
+        assert_eq!(pool_bit(Protocol::Udp, 65_535), Some((2047, 1 << 63)));
+        assert_eq!(pool_bit(Protocol::Sctp, 65_535), Some((POOL_WORDS - 1, 1 << 63)));
         assert_eq!(pool_bit(Protocol::Icmp, 7), None);
     }
 }

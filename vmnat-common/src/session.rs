@@ -24,7 +24,7 @@ pub struct Session {
     pub out_if: u32,
     /// Interface index the packet must arrive by: the guest's port outbound, the uplink inbound.
     pub in_if: u32,
-    /// Next hop of the cached route, outbound; unspecified inbound.
+    /// Outbound: next hop of the cached route. Inbound: see [`Session::forward`].
     pub next_hop: Address,
     /// Outbound: the destination MAC (the bridge's) that frames must carry. Inbound: the one that is written.
     pub destination_mac: Mac,
@@ -65,6 +65,9 @@ impl Flags {
     pub const MAPPED: u8 = 8;
     /// The host's own, seen on its way out: an uplink's entry without a guest's, which keeps guests off the tuple.
     pub const HOST: u8 = 16;
+    /// A guest's direction whose remote is an external endpoint of another guest, or of the same one: the packet turns
+    /// round on the host, and the uplink's entry of the remote's own session takes it on.
+    pub const HAIRPIN: u8 = 32;
 }
 
 impl Session {
@@ -72,6 +75,17 @@ impl Session {
     #[must_use]
     pub const fn rewritten(&self) -> Endpoint {
         Endpoint::new(self.address, self.port)
+    }
+
+    /// Inbound, of a session with [`Flags::FORWARDED`]: the number of its port forward.
+    #[must_use]
+    pub const fn forward(&self) -> u32 {
+        self.next_hop.to_wire()
+    }
+
+    /// Notes the number of the port forward.
+    pub const fn set_forward(&mut self, id: u32) {
+        self.next_hop = Address::from_wire(id);
     }
 
     /// True when the flag is set.

@@ -24,6 +24,8 @@ pub struct Settings {
     pub pool_last: u16,
     /// Timeouts, in jiffies.
     pub timeouts: Timeouts,
+    /// The kernel's cookie of the host's network namespace (`SO_NETNS_COOKIE`).
+    pub netns_cookie: u64,
 }
 
 impl Settings {

@@ -39,6 +39,14 @@ pub fn to_station(ctx: &TcContext, packet: &Packet, port: &BridgePort) -> Result
     Ok(Outcome::BridgedDirect)
 }
 
+/// The bridge port or bridge whose hook this is.
+#[inline(always)]
+pub fn port_of(ctx: &TcContext) -> Result<&'static BridgePort, Outcome> {
+    // SAFETY: the kernel keeps a map's element readable for the program's run; user space replaces whole values of this
+    // small map. By reference, as a copy would take a share of the stack.
+    unsafe { BRIDGE_PORT.get(parse::interface(ctx)) }.ok_or(Outcome::Unmanaged)
+}
+
 /// Notes behind which port a station is.
 #[inline(always)]
 pub fn learn(bridge: u32, mac: Mac, port: u32) {

@@ -4,7 +4,6 @@ use aya_ebpf::{maps::lpm_trie::Key, programs::TcContext};
 use vmnat_common::{
     Address, Outcome,
     bridge::{BridgePort, BridgePortFlags},
-    uplink::Uplink,
 };
 
 use crate::{
@@ -13,20 +12,25 @@ use crate::{
     route::{self, Route},
 };
 
-/// The way out of a guest's packet.
+/// The way of a guest's packet.
+#[repr(C)]
 #[derive(Clone, Copy)]
 pub struct Way {
-    /// Interface index of the uplink.
+    /// Interface index that it leaves by: an uplink, or the guest's own bridge where it turns round on the host.
     pub out_if: u32,
-    /// The uplink.
-    pub uplink: &'static Uplink,
     /// Next hop of the route.
     pub next_hop: Address,
+    /// The external address; unspecified while there is none.
+    pub address: Address,
+    /// Largest IP packet of the way, bytes.
+    pub mtu: u16,
+    /// Flags of the guest's half of a session that takes it: [`vmnat_common::session::Flags::HAIRPIN`] or none.
+    pub flags: u8,
 }
 
 /// The managed uplink that a packet from a port of the bridge leaves by; all else is an outcome.
 #[inline(always)]
-pub fn way_out(ctx: &TcContext, packet: &Packet, port: &BridgePort) -> Result<Way, Outcome> {
+pub fn way_out(ctx: &TcContext, packet: &Packet, port: &BridgePort, way: &mut Way) -> Result<(), Outcome> {
     let destination = packet.key.destination;
     if destination.is_never_forwarded() {
         return Err(Outcome::NotUnicast);
@@ -40,11 +44,25 @@ pub fn way_out(ctx: &TcContext, packet: &Packet, port: &BridgePort) -> Result<Wa
     if destination.is_link_local() {
         return Err(Outcome::InvalidDestination);
     }
+    check_sender(packet, port)?;
+    *way = Way {
+        out_if: route.out_if,
+        next_hop: route.next_hop,
+        address: uplink.address,
+        mtu: uplink.mtu,
+        flags: 0,
+    };
+    Ok(())
+}
+
+/// Whether the source address is a guest's of the port's bridge.
+#[inline(always)]
+pub fn check_sender(packet: &Packet, port: &BridgePort) -> Result<(), Outcome> {
     match NETWORK.get(Key::new(32, packet.key.source)) {
         None => Err(Outcome::ForeignSource),
         Some(network) if network.bridge != port.bridge => Err(Outcome::ForeignSource),
         Some(network) if network.gateway == packet.key.source => Err(Outcome::SpoofedSource),
-        Some(_) => Ok(Way { out_if: route.out_if, uplink, next_hop: route.next_hop }),
+        Some(_) => Ok(()),
     }
 }
 

@@ -1,53 +1,189 @@
-//! Port forwards: a packet from the world that opens a session to a guest.
+//! Port forwards: a packet for an external endpoint that leads to a guest opens a session to it.
 
-use aya_ebpf::programs::TcContext;
+use core::ffi::c_void;
+
+use aya_ebpf::{
+    helpers::generated::{bpf_ktime_get_boot_ns, bpf_loop},
+    maps::lpm_trie::Key,
+    programs::TcContext,
+};
 use vmnat_common::{
-    Outcome,
-    endpoint::Protocol,
-    forward::{Forward, ForwardKey},
+    Address, Outcome,
+    bridge::BridgePort,
+    endpoint::{Endpoint, Protocol},
+    flow::FlowKey,
+    forward::{Forward, ForwardCount, ForwardFlags, STEPS, Search, Source, SourceKey, place},
+    session::{Flags, Session},
 };
 
 use crate::{
     classify::Way,
-    maps::{BRIDGE_PORT, FORWARD, UPLINK},
+    maps::{BRIDGE_PORT, FORWARD, FORWARD_ACTIVE, FORWARD_COUNT, FORWARD_SOURCE, UPLINK},
     parse::{self, Packet},
     route::{self, Route},
-    session,
+    session::{self, Invited},
+    socket,
 };
 
-/// The port forward that a packet on the uplink is addressed to.
-#[inline(always)]
-pub fn find(packet: &Packet) -> Option<(Protocol, &'static mut Forward)> {
-    let protocol = packet.protocol()?;
-    if protocol == Protocol::Icmp {
-        return None;
-    }
-    let key = ForwardKey::new(protocol.number(), packet.key.destination_endpoint());
-    // SAFETY: user space replaces whole values; a count that two CPUs add to at once may be short by one.
-    FORWARD.get_ptr_mut(key).map(|forward| (protocol, unsafe { &mut *forward }))
+const NANOSECONDS: u64 = 1_000_000_000;
+
+/// A port forward that serves, and the guest's endpoint that it leads to.
+#[derive(Clone, Copy)]
+pub struct Invitation {
+    /// The forward.
+    pub forward: &'static Forward,
+    /// The guest's endpoint.
+    pub target: Endpoint,
 }
 
-/// Opens the session, if answers leave by the uplink that the packet came in by.
+/// The port forward that a packet is addressed to. What no router forwards is none: the host's own 127.0.0.1 may have
+/// forwards, which are for its own sockets (`host`) and not for frames.
 #[inline(always)]
-pub fn open(
-    ctx: &TcContext,
-    packet: &Packet,
-    protocol: Protocol,
-    forward: &mut Forward,
-) -> Result<(), Outcome> {
+pub fn find(key: &FlowKey) -> Option<Invitation> {
+    if key.destination.is_never_forwarded() {
+        return None;
+    }
+    of(key.protocol, key.destination_endpoint())
+}
+
+/// The port forward of an external endpoint.
+#[inline(always)]
+pub fn of(protocol: u8, external: Endpoint) -> Option<Invitation> {
+    if protocol == Protocol::Icmp.number() {
+        return None;
+    }
+    let place = place(protocol, external);
+    let forward = FORWARD.get(search(place) as u32)?;
+    let target = forward.target(place)?;
+    // SAFETY: the helper takes nothing.
+    if forward.expires != 0 && forward.has_expired(unsafe { bpf_ktime_get_boot_ns() } / NANOSECONDS) {
+        return None;
+    }
+    Some(Invitation { forward, target })
+}
+
+/// A search of the bank in use.
+struct Halving {
+    place: u64,
+    base: u32,
+    search: Search,
+}
+
+/// Index of the last forward that begins at or before the place; `u32::MAX`, where no entry is, for none.
+#[inline(never)]
+fn search(place: u64) -> u64 {
+    let Some(active) = FORWARD_ACTIVE.get(0) else { return u64::from(u32::MAX) };
+    let mut halving = Halving { place, base: active.base(), search: Search::among(active.count()) };
+    // SAFETY: the callback has the helper's signature and gets the very search that is passed here, which outlives the
+    // call.
+    unsafe { bpf_loop(STEPS, halve as *const () as *mut c_void, (&raw mut halving).cast(), 0) };
+    halving.search.found().map_or(u64::from(u32::MAX), |at| u64::from(halving.base + at))
+}
+
+/// One step of the search: zero goes on, one ends it.
+extern "C" fn halve(_step: u32, halving: *mut c_void) -> i64 {
+    // SAFETY: `search` passes its own, and nothing else refers to it during the loop.
+    let halving = unsafe { &mut *halving.cast::<Halving>() };
+    let Some(at) = halving.search.next() else { return 1 };
+    let Some(forward) = FORWARD.get(halving.base + at) else { return 1 };
+    halving.search.narrow(at, forward.first <= halving.place);
+    0
+}
+
+/// Opens the session of a packet from the world, if answers leave by the uplink that it came in by.
+///
+/// What a socket of the host's own conversation waits for is the host's, also on a port that was given to a guest.
+#[inline(always)]
+pub fn open(ctx: &TcContext, packet: &Packet, invitation: Invitation) -> Result<(), Outcome> {
+    let Some(protocol) = packet.protocol() else { return Err(Outcome::NoFlow) };
+    if socket::holding(ctx, protocol, &packet.key, packet.key.destination_endpoint()) == socket::CONVERSING {
+        return Err(Outcome::NoFlow);
+    }
+    admit(&invitation, packet.key.source)?;
     session::may_open(protocol, packet)?;
     let in_if = parse::interface(ctx);
-    // SAFETY: user space replaces whole values of these small maps.
-    let (bridge, uplink) = unsafe { (BRIDGE_PORT.get(forward.bridge), UPLINK.get(in_if)) };
-    let (Some(bridge), Some(uplink)) = (bridge, uplink) else { return Err(Outcome::Unmanaged) };
-    let target = forward.target();
+    let bridge = bridge_of(invitation.forward)?;
+    // SAFETY: user space replaces whole values of this small map.
+    let uplink = unsafe { UPLINK.get(in_if) }.ok_or(Outcome::Unmanaged)?;
+    let target = invitation.target;
     let mut back = Route::default();
-    route::lookup(ctx, &packet.key.reverse(target), packet.tos, forward.bridge, &mut back)?;
+    route::lookup(ctx, &packet.key.reverse(target), packet.tos, bridge.bridge, &mut back)?;
     if back.out_if != in_if {
         return Err(Outcome::MovedRoute);
     }
-    let way = Way { out_if: in_if, uplink, next_hop: back.next_hop };
-    session::insert_forwarded(ctx, &packet.key, target, bridge, &way)?;
-    forward.connections = forward.connections.wrapping_add(1);
+    let way =
+        Way { out_if: in_if, next_hop: back.next_hop, address: uplink.address, mtu: uplink.mtu, flags: 0 };
+    let forward = invitation.forward.id;
+    session::insert_invited(ctx, &Invited { key: &packet.key, target, forward, bridge, way })?;
+    count_connection(forward);
     Ok(())
+}
+
+/// Opens the session of a guest's packet that turns round on the host, under the tuple that it has as it turns.
+#[inline(always)]
+pub fn open_turned(ctx: &TcContext, packet: &Packet, key: &FlowKey) -> Result<(), Outcome> {
+    let Some(protocol) = packet.protocol() else { return Err(Outcome::ToHost) };
+    let Some(invitation) = find(key) else { return Err(Outcome::ToHost) };
+    admit(&invitation, packet.key.source)?;
+    session::may_open(protocol, packet)?;
+    let bridge = bridge_of(invitation.forward)?;
+    let way = Way {
+        out_if: bridge.bridge,
+        next_hop: Address::UNSPECIFIED,
+        address: key.destination,
+        mtu: bridge.mtu,
+        flags: Flags::HAIRPIN,
+    };
+    let (target, forward) = (invitation.target, invitation.forward.id);
+    session::insert_invited(ctx, &Invited { key, target, forward, bridge, way })?;
+    count_connection(forward);
+    Ok(())
+}
+
+#[inline(always)]
+fn bridge_of(forward: &Forward) -> Result<&'static BridgePort, Outcome> {
+    // SAFETY: user space replaces whole values of this small map.
+    unsafe { BRIDGE_PORT.get(forward.bridge) }.ok_or(Outcome::Unmanaged)
+}
+
+/// Whether a source may use the forward.
+#[inline(always)]
+fn admit(invitation: &Invitation, source: Address) -> Result<(), Outcome> {
+    let forward = invitation.forward;
+    if forward.flags & ForwardFlags::LIMITED == 0 {
+        return Ok(());
+    }
+    let key = Key::new(SourceKey::FORWARD_BITS + 32, Source { forward: forward.id, address: source });
+    if FORWARD_SOURCE.get(key).is_some() {
+        return Ok(());
+    }
+    count(forward.id, |count| count.refused = count.refused.wrapping_add(1));
+    Err(Outcome::RefusedSource)
+}
+
+/// Counts a conversation that was opened.
+#[inline(always)]
+pub fn count_connection(id: u32) {
+    count(id, |count| count.connections = count.connections.wrapping_add(1));
+}
+
+/// Adds what went through a session that ends to its forward's counts.
+#[inline(always)]
+pub fn settle_account(guest: &Session, uplink: &Session) {
+    count(uplink.forward(), |count| {
+        count.packets_in = count.packets_in.wrapping_add(uplink.packets);
+        count.bytes_in = count.bytes_in.wrapping_add(uplink.bytes);
+        count.packets_out = count.packets_out.wrapping_add(guest.packets);
+        count.bytes_out = count.bytes_out.wrapping_add(guest.bytes);
+    });
+}
+
+/// Changes a forward's counts. Two CPUs that do so at once may lose one of the changes; only openings, refusals and ends
+/// count here, not packets.
+#[inline(always)]
+fn count(id: u32, change: impl FnOnce(&mut ForwardCount)) {
+    if let Some(count) = FORWARD_COUNT.get_ptr_mut(id) {
+        // SAFETY: the kernel keeps the element readable and writable for the program's run.
+        change(unsafe { &mut *count });
+    }
 }

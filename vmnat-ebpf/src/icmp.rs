@@ -6,8 +6,9 @@
 use aya_ebpf::programs::TcContext;
 use vmnat_common::{
     Outcome,
+    endpoint::Endpoint,
     flow::{FlowKey, Side},
-    session::{Flags, Session},
+    session::Flags,
     wire::icmp,
 };
 
@@ -38,15 +39,10 @@ pub fn inbound(ctx: &TcContext, packet: &Packet) -> Result<Outcome, Outcome> {
     if packet.ttl() <= 1 {
         return Err(Outcome::InboundTtlExpired);
     }
-    let change = change_of(session);
+    let change = Change::of(session);
     rewrite::quoted_source(ctx, packet, &quote, change)?;
     rewrite::outer_destination(ctx, packet, change)?;
-    if session.has(Flags::VIA_NEIGHBOUR) {
-        route::to_neighbour(session.out_if, session.address);
-    } else {
-        rewrite::macs(ctx, session.destination_mac, session.source_mac)?;
-        route::to_port(session.out_if);
-    }
+    route::to_guest(ctx, session)?;
     Ok(Outcome::ErrorInbound)
 }
 
@@ -62,20 +58,27 @@ pub fn outbound(ctx: &TcContext, packet: &Packet) -> Result<Outcome, Outcome> {
     if source != quote.destination.address || destination != quote.source.address {
         return Err(Outcome::ErrorWithoutFlow);
     }
-    let change = change_of(session);
+    let change = Change::of(session);
     rewrite::quoted_destination(ctx, packet, &quote, change)?;
+    if session.has(Flags::HAIRPIN) {
+        return turn(ctx, packet, &quote, change);
+    }
     rewrite::outer_source(ctx, packet, change)?;
     verdict::leave(ctx, Mark::translated(settings::get()?));
     route::to_neighbour(session.out_if, session.next_hop);
     Ok(Outcome::ErrorOutbound)
 }
 
+/// Takes an error about a packet that turned round on the host to the guest that had sent it. The quote's destination is
+/// the external endpoint by now, as the sender knows it.
 #[inline(always)]
-fn change_of(session: &Session) -> Change {
-    Change {
-        address: session.address,
-        port: session.port,
-        address_diff: session.address_diff,
-        port_diff: session.port_diff,
-    }
+fn turn(ctx: &TcContext, packet: &Packet, quote: &Quote, change: Change) -> Result<Outcome, Outcome> {
+    let called = Endpoint::new(change.address, change.port);
+    let key = FlowKey::new(quote.protocol, Side::Uplink, called, quote.source);
+    let onward = session::find(&key)?.ok_or(Outcome::ErrorWithoutFlow)?;
+    let back = Change::of(onward);
+    rewrite::quoted_source(ctx, packet, quote, back)?;
+    rewrite::outer_both(ctx, packet, change, back)?;
+    route::to_guest(ctx, onward)?;
+    Ok(Outcome::Hairpin)
 }

@@ -12,7 +12,8 @@ use vmnat_common::{
 use crate::{
     classify, forward, icmp,
     parse::{self, Frame, Packet},
-    rewrite, route, session, settings,
+    rewrite::{self, Change},
+    route, session, settings,
 };
 
 /// The program of an uplink's ingress.
@@ -41,16 +42,18 @@ pub fn at_uplink(ctx: &TcContext) -> Result<Outcome, Outcome> {
     }
     fits(&packet, session)?;
     session::touch(ctx, session, &packet, now);
-    deliver(ctx, &packet, session)
+    rewrite::destination(ctx, &packet, Change::of(session))?;
+    route::to_guest(ctx, session)?;
+    Ok(Outcome::TranslatedInbound)
 }
 
 /// Opens the session of a packet that a port forward invites; every other packet ends here.
 #[inline(never)]
 fn invite(ctx: &TcContext, packet: &Packet) -> Result<(), Outcome> {
     if packet.tracked.is_ok()
-        && let Some((protocol, forward)) = forward::find(packet)
+        && let Some(invitation) = forward::find(&packet.key)
     {
-        return forward::open(ctx, packet, protocol, forward);
+        return forward::open(ctx, packet, invitation);
     }
     if icmp::is_error(packet) {
         match icmp::inbound(ctx, packet) {
@@ -63,24 +66,6 @@ fn invite(ctx: &TcContext, packet: &Packet) -> Result<(), Outcome> {
         (Outcome::NoFlow, Err(Outcome::Fragment)) => Err(Outcome::InboundFragment),
         (outcome, _) => Err(outcome),
     }
-}
-
-#[inline(always)]
-fn deliver(ctx: &TcContext, packet: &Packet, session: &Session) -> Result<Outcome, Outcome> {
-    let change = rewrite::Change {
-        address: session.address,
-        port: session.port,
-        address_diff: session.address_diff,
-        port_diff: session.port_diff,
-    };
-    rewrite::destination(ctx, packet, change)?;
-    if session.has(Flags::VIA_NEIGHBOUR) {
-        route::to_neighbour(session.out_if, session.address);
-    } else {
-        rewrite::macs(ctx, session.destination_mac, session.source_mac)?;
-        route::to_port(session.out_if);
-    }
-    Ok(Outcome::TranslatedInbound)
 }
 
 #[inline(always)]

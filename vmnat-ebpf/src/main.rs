@@ -28,6 +28,8 @@ mod forward;
 #[cfg(target_arch = "bpf")]
 mod guard;
 #[cfg(target_arch = "bpf")]
+mod hairpin;
+#[cfg(target_arch = "bpf")]
 mod icmp;
 #[cfg(target_arch = "bpf")]
 mod inbound;
@@ -51,6 +53,8 @@ mod route;
 mod session;
 #[cfg(target_arch = "bpf")]
 mod settings;
+#[cfg(target_arch = "bpf")]
+mod socket;
 #[cfg(target_arch = "bpf")]
 mod verdict;
 

@@ -6,12 +6,8 @@ use core::{
 };
 
 use aya_ebpf::{
-    bindings::{
-        BPF_NOEXIST, bpf_sock_tuple as SockTuple, bpf_sock_tuple__bindgen_ty_1__bindgen_ty_1 as SockTuple4,
-    },
-    helpers::generated::{
-        bpf_get_prandom_u32, bpf_loop, bpf_sk_lookup_udp, bpf_sk_release, bpf_skc_lookup_tcp,
-    },
+    bindings::BPF_NOEXIST,
+    helpers::generated::{bpf_get_prandom_u32, bpf_loop},
     programs::TcContext,
 };
 use vmnat_common::{
@@ -25,11 +21,8 @@ use vmnat_common::{
 
 use crate::{
     maps::{MAPPING, PORT_POOL},
-    settings,
+    settings, socket,
 };
-
-/// The current network namespace, for socket look-ups (`BPF_F_CURRENT_NETNS`).
-const THIS_NETNS: u64 = u64::MAX;
 
 /// Finds or claims the external endpoint of the guest's flow `key` on the address that `external` holds, and writes its
 /// port there. A mapping whose port a socket of the host holds towards this remote does not serve.
@@ -43,22 +36,22 @@ pub fn find_or_claim(
     let internal = MappingKey::internal(key.protocol, key.source_endpoint(), external.address);
     if let Some(known) = of(&internal) {
         *external = known;
-        return if host_holds(ctx, protocol, key, known) { Err(Outcome::FlowConflict) } else { Ok(()) };
+        return if is_hosts(ctx, protocol, key, known) { Err(Outcome::FlowConflict) } else { Ok(()) };
     }
     let settings = settings::get()?;
     let mut search = Search {
         ctx,
         key,
-        protocol,
         range: range(settings, protocol, key.source_port),
         hash: endpoint_hash(settings.secret, protocol, key.source_endpoint()),
         external: *external,
         claimed: false,
     };
+    let probes = if protocol.may_change_port() { PROBES } else { 1 };
     // SAFETY: the callback has the helper's signature and gets the very search that is passed here, which outlives the
     // call. A loop of the language's own would be verified turn by turn, to more than a million instructions.
     unsafe {
-        bpf_loop(PROBES, probe as *const () as *mut c_void, (&raw mut search).cast(), 0);
+        bpf_loop(probes, probe as *const () as *mut c_void, (&raw mut search).cast(), 0);
     }
     if !search.claimed {
         return Err(Outcome::PortsExhausted);
@@ -71,7 +64,6 @@ pub fn find_or_claim(
 struct Search<'a> {
     ctx: &'a TcContext,
     key: &'a FlowKey,
-    protocol: Protocol,
     range: PortRange,
     hash: u32,
     /// The candidate, and the result once `claimed`.
@@ -84,9 +76,10 @@ extern "C" fn probe(attempt: u32, search: *mut c_void) -> i64 {
     // SAFETY: `find_or_claim` passes its own search, and nothing else refers to it during the loop.
     let search = unsafe { &mut *search.cast::<Search<'_>>() };
     let key = search.key;
+    let Some(protocol) = Protocol::from_number(key.protocol) else { return 1 };
     search.external.port = candidate(attempt, search.range, key.source_port, search.hash, random());
-    search.claimed = is_free(search.ctx, search.range, search.protocol, key, search.external)
-        && claim(key, search.external);
+    search.claimed =
+        is_free(search.ctx, search.range, protocol, key, search.external) && claim(key, search.external);
     i64::from(search.claimed)
 }
 
@@ -95,6 +88,9 @@ extern "C" fn probe(attempt: u32, search: *mut c_void) -> i64 {
 #[inline(always)]
 pub fn offer_overloaded(ctx: &TcContext, key: &FlowKey, protocol: Protocol, external: &mut Endpoint) -> bool {
     let Ok(settings) = settings::get() else { return false };
+    if !protocol.may_change_port() {
+        return false;
+    }
     let range = range(settings, protocol, key.source_port);
     external.port = candidate(PROBES, range, key.source_port, 0, random());
     is_free(ctx, range, protocol, key, *external)
@@ -116,39 +112,9 @@ pub fn count_flow(protocol: u8, internal: Endpoint, external: Endpoint, by: i32)
 }
 
 /// True when a socket of the host would receive what the remote sends to the external endpoint.
-#[inline(never)]
-pub fn host_holds(ctx: &TcContext, protocol: Protocol, key: &FlowKey, external: Endpoint) -> bool {
-    let mut ipv4 = SockTuple4 {
-        saddr: key.destination.to_wire(),
-        daddr: external.address.to_wire(),
-        sport: key.destination_port.to_wire(),
-        dport: external.port.to_wire(),
-    };
-    // The helpers tell the members of the union apart by its size.
-    let (tuple, size) = ((&raw mut ipv4).cast::<SockTuple>(), size_of::<SockTuple4>() as u32);
-    let skb = ctx.skb.skb.cast();
-    // SAFETY: the pointers are valid for the calls; a socket that was found is released on the spot.
-    unsafe {
-        match protocol {
-            Protocol::Icmp => false,
-            Protocol::Tcp => {
-                let socket = bpf_skc_lookup_tcp(skb, tuple, size, THIS_NETNS, 0);
-                if socket.is_null() {
-                    return false;
-                }
-                bpf_sk_release(socket.cast());
-                true
-            }
-            Protocol::Udp => {
-                let socket = bpf_sk_lookup_udp(skb, tuple, size, THIS_NETNS, 0);
-                if socket.is_null() {
-                    return false;
-                }
-                bpf_sk_release(socket.cast());
-                true
-            }
-        }
-    }
+#[inline(always)]
+fn is_hosts(ctx: &TcContext, protocol: Protocol, key: &FlowKey, external: Endpoint) -> bool {
+    socket::holding(ctx, protocol, key, external) != socket::NONE
 }
 
 #[inline(always)]
@@ -169,7 +135,7 @@ fn is_free(ctx: &TcContext, range: PortRange, protocol: Protocol, key: &FlowKey,
             return false;
         }
     }
-    !host_holds(ctx, protocol, key, external)
+    !is_hosts(ctx, protocol, key, external)
 }
 
 /// Takes the external endpoint for the flow's sender, unless somebody has it.

@@ -4,13 +4,14 @@
 
 use aya_ebpf::{
     macros::map,
-    maps::{Array, HashMap, LpmTrie, PerCpuArray},
+    maps::{Array, HashMap, LpmTrie, LruHashMap, PerCpuArray},
 };
 use vmnat_common::{
     Address, Outcome,
     bridge::BridgePort,
     flow::FlowKey,
-    forward::{Forward, ForwardKey},
+    forward::{Active, BANK, Forward, ForwardCount, Source},
+    host::{HostPeer, HostPeerKey},
     lease::Lease,
     mapping::{Mapping, MappingKey},
     network::Network,
@@ -20,6 +21,8 @@ use vmnat_common::{
     station::{Station, StationKey},
     uplink::Uplink,
 };
+
+use crate::session::Draft;
 
 /// Flows, two entries each. Preallocated: no allocation on the packet's road, and never an eviction.
 #[map]
@@ -41,9 +44,26 @@ pub static BRIDGE_PORT: HashMap<u32, BridgePort> = HashMap::with_max_entries(4_0
 #[map]
 pub static UPLINK: HashMap<u32, Uplink> = HashMap::with_max_entries(64, 0);
 
-/// Port forwards, by external endpoint.
+/// Port forwards, two sorted banks.
 #[map]
-pub static FORWARD: HashMap<ForwardKey, Forward> = HashMap::with_max_entries(65_536, 0);
+pub static FORWARD: Array<Forward> = Array::with_max_entries(2 * BANK, 0);
+
+/// Which bank of `FORWARD` is in use.
+#[map]
+pub static FORWARD_ACTIVE: Array<Active> = Array::with_max_entries(1, 0);
+
+/// Sources that may use a port forward, of those that do not admit all.
+#[map]
+pub static FORWARD_SOURCE: LpmTrie<Source, u32> = LpmTrie::with_max_entries(65_536, 0);
+
+/// What went through each port forward, by its number.
+#[map]
+pub static FORWARD_COUNT: HashMap<u32, ForwardCount> = HashMap::with_max_entries(BANK, 0);
+
+/// Where sockets of the host had wanted to go before they were led to a guest. The oldest give way: a socket that is
+/// forgotten is told the guest's endpoint as its peer's, nothing more.
+#[map]
+pub static HOST_PEER: LruHashMap<HostPeerKey, HostPeer> = LruHashMap::with_max_entries(16_384, 0);
 
 /// Where each guest's address lives.
 #[map]
@@ -65,6 +85,6 @@ pub static SETTINGS: Array<Settings> = Array::with_max_entries(1, 0);
 #[map]
 pub static OUTCOMES: PerCpuArray<u64> = PerCpuArray::with_max_entries(Outcome::COUNT, 0);
 
-/// Where a session is written before it is inserted, a place a CPU.
+/// What a packet's visit writes down between its stages, a place a CPU.
 #[map]
-pub static DRAFT: PerCpuArray<Session> = PerCpuArray::with_max_entries(1, 0);
+pub static DRAFT: PerCpuArray<Draft> = PerCpuArray::with_max_entries(1, 0);

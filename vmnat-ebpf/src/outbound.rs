@@ -4,13 +4,17 @@
 //! sender that does not match, a route that is due for a check) is in [`judge`].
 
 use aya_ebpf::programs::TcContext;
-use vmnat_common::{Outcome, bridge::BridgePort, flow::Side, session::Session};
+use vmnat_common::{
+    Outcome,
+    flow::Side,
+    session::{Flags, Session},
+};
 
 use crate::{
-    bridge, classify, icmp, lease,
-    maps::BRIDGE_PORT,
+    bridge, classify, hairpin, icmp, lease,
     parse::{self, Frame, Packet},
-    rewrite, route, session, settings,
+    rewrite::{self, Change},
+    route, session, settings,
     verdict::{self, Mark},
 };
 
@@ -18,7 +22,7 @@ use crate::{
 #[inline(always)]
 pub fn at_port(ctx: &TcContext) -> Result<Outcome, Outcome> {
     if parse::frame(ctx)? == Frame::Arp {
-        lease::learn_from_arp(ctx, port_of(ctx)?);
+        lease::learn_from_arp(ctx, bridge::port_of(ctx)?);
         return Ok(Outcome::NotIpv4);
     }
     translate(ctx)
@@ -46,32 +50,50 @@ fn translate(ctx: &TcContext) -> Result<Outcome, Outcome> {
         Some(session) if session.epoch == epoch && session::is_senders(ctx, &packet, session) => session,
         _ => {
             judge(ctx, &packet)?;
-            session::find(&packet.key)?.ok_or(Outcome::StaleFlow)?
+            if let Some(session) = session::find(&packet.key)? {
+                session
+            } else {
+                session::open(ctx, &packet)?;
+                session::find(&packet.key)?.ok_or(Outcome::StaleFlow)?
+            }
         }
     };
-    fits(&packet, session)?;
+    let turns = session.has(Flags::HAIRPIN);
+    if !turns {
+        fits(&packet, session)?;
+    }
     session::touch(ctx, session, &packet, now);
-    let change = rewrite::Change {
-        address: session.address,
-        port: session.port,
-        address_diff: session.address_diff,
-        port_diff: session.port_diff,
-    };
-    rewrite::source(ctx, &packet, change)?;
+    if turns {
+        return Ok(hairpin::turn(ctx, &packet, session));
+    }
+    rewrite::source(ctx, &packet, Change::of(session))?;
     verdict::leave(ctx, Mark::translated(settings));
     route::to_neighbour(session.out_if, session.next_hop);
     Ok(Outcome::TranslatedOutbound)
 }
 
-/// Decides about a packet without a valid session; when it returns `Ok` there is one.
+/// Decides about a packet without a valid session. When it returns `Ok` there is one, or one may be opened by the way that
+/// was noted.
 #[inline(never)]
 fn judge(ctx: &TcContext, packet: &Packet) -> Result<(), Outcome> {
-    let port = port_of(ctx)?;
+    let port = bridge::port_of(ctx)?;
     if packet.destination_mac != port.mac {
         return Err(bridge::to_station(ctx, packet, port).unwrap_or_else(|outcome| outcome));
     }
-    let way = classify::way_out(ctx, packet, port)?;
     let is_error = icmp::is_error(packet);
+    let known = if packet.tracked.is_ok() { session::find(&packet.key)? } else { None };
+    let turns = hairpin::concerns(packet, known.as_deref());
+    let mut way = hairpin::way(packet, port);
+    let mut is_hosts = false;
+    if turns {
+        classify::check_sender(packet, port)?;
+    } else if let Err(reason) = classify::way_out(ctx, packet, port, &mut way) {
+        // An error to the host itself may be about a packet that turned round there.
+        is_hosts = is_error && reason == Outcome::ToHost && classify::check_sender(packet, port).is_ok();
+        if !is_hosts {
+            return Err(reason);
+        }
+    }
     if !is_error {
         packet.tracked?;
     }
@@ -80,14 +102,18 @@ fn judge(ctx: &TcContext, packet: &Packet) -> Result<(), Outcome> {
     }
     lease::admit(ctx, packet, port)?;
     if is_error {
-        return Err(answer(ctx, packet));
+        return Err(match answer(ctx, packet) {
+            // About a conversation with the host itself.
+            Outcome::ErrorWithoutFlow if is_hosts => Outcome::ToHost,
+            outcome => outcome,
+        });
     }
-    if let Some(session) = session::find(&packet.key)?
+    if let Some(session) = known
         && session::renew(ctx, packet, session, port, &way)?
     {
         return Ok(());
     }
-    session::open(ctx, packet, port, &way)
+    session::note_way(&way)
 }
 
 /// Sends a guest's ICMP error; a call of its own for the sake of the stack.
@@ -108,11 +134,4 @@ fn fits(packet: &Packet, session: &Session) -> Result<(), Outcome> {
         return Err(if packet.must_not_fragment { Outcome::TooBig } else { Outcome::TooBigToFragment });
     }
     Ok(())
-}
-
-#[inline(always)]
-fn port_of(ctx: &TcContext) -> Result<&'static BridgePort, Outcome> {
-    // SAFETY: the kernel keeps a map's element readable for the program's run; user space replaces whole values of this
-    // small map. By reference, as a copy would take a share of the stack.
-    unsafe { BRIDGE_PORT.get(parse::interface(ctx)) }.ok_or(Outcome::Unmanaged)
 }

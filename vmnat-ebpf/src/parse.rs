@@ -14,7 +14,7 @@ use vmnat_common::{
     Address, Mac, Outcome, Port,
     endpoint::{Endpoint, Protocol},
     flow::{FlowKey, Side},
-    wire::{ethernet, icmp, ipv4, tcp, udp},
+    wire::{ethernet, icmp, ipv4, sctp, tcp, udp},
 };
 
 /// Bytes from the frame's start to the IPv4 header.
@@ -217,7 +217,9 @@ pub fn quote(ctx: &TcContext, packet: &Packet, quote: &mut Quote) -> Result<(), 
     let l4 = l3 + header;
     let protocol = ctx.load::<u8>(l3 + ipv4::PROTOCOL).map_err(drop)?;
     let (source, destination) = match Protocol::from_number(protocol) {
-        Some(Protocol::Tcp | Protocol::Udp) => (copy(l4 + tcp::SOURCE)?, copy(l4 + tcp::DESTINATION)?),
+        Some(Protocol::Tcp | Protocol::Udp | Protocol::Sctp) => {
+            (copy(l4 + tcp::SOURCE)?, copy(l4 + tcp::DESTINATION)?)
+        }
         Some(Protocol::Icmp) => {
             let kind = ctx.load::<u8>(l4 + icmp::TYPE).map_err(drop)?;
             let (near, far) = (copy(l4 + icmp::IDENTIFIER)?, icmp::far_port(kind).to_wire());
@@ -322,6 +324,16 @@ fn transport(ctx: &TcContext, packet: &mut Packet, start: usize, end: usize) -> 
             }
             // SAFETY: the comparison above covers the whole ICMP header.
             unsafe { query(packet, l4)? };
+        }
+        Some(Protocol::Sctp) => {
+            if l4 + sctp::LEN > end {
+                return Err(Outcome::Truncated);
+            }
+            // SAFETY: the comparison above covers the common header.
+            unsafe { ports(packet, l4) };
+            // Its segments are packets of their own in one buffer, each cut to the path's size by the sender.
+            packet.size = if gso == 0 { bytes(ctx) } else { headers };
+            return Ok(());
         }
         None => return Err(Outcome::UnsupportedProtocol),
     }

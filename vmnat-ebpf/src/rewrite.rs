@@ -12,6 +12,7 @@ use aya_ebpf::{
 use vmnat_common::{
     Address, Mac, Outcome, Port, checksum,
     endpoint::Protocol,
+    session::Session,
     wire::{ethernet, icmp, ipv4, tcp, udp},
 };
 
@@ -30,6 +31,49 @@ pub struct Change {
     pub port_diff: u16,
 }
 
+impl Change {
+    /// What a session does to the near endpoint.
+    #[inline(always)]
+    pub fn of(session: &Session) -> Self {
+        Self {
+            address: session.address,
+            port: session.port,
+            address_diff: session.address_diff,
+            port_diff: session.port_diff,
+        }
+    }
+}
+
+/// The changes of one packet: at its source, at its destination, or at both.
+#[derive(Clone, Copy)]
+struct Changes {
+    source: Option<Change>,
+    destination: Option<Change>,
+}
+
+impl Changes {
+    /// Difference of the addresses.
+    #[inline(always)]
+    fn address_diff(self) -> u16 {
+        self.sum(|change| change.address_diff)
+    }
+
+    /// Difference of the ports.
+    #[inline(always)]
+    fn port_diff(self) -> u16 {
+        self.sum(|change| change.port_diff)
+    }
+
+    #[inline(always)]
+    fn sum(self, diff: impl Fn(Change) -> u16) -> u16 {
+        match (self.source, self.destination) {
+            (Some(one), Some(other)) => checksum::fold(u64::from(diff(one)) + u64::from(diff(other))),
+            (Some(change), None) | (None, Some(change)) => diff(change),
+            (None, None) => 0,
+        }
+    }
+}
+
 /// Where the near endpoint stands in the headers.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum End {
@@ -40,27 +84,45 @@ enum End {
 /// Replaces the source of a guest's packet, one hop further.
 #[inline(always)]
 pub fn source(ctx: &TcContext, packet: &Packet, change: Change) -> Result<(), Outcome> {
-    endpoint(ctx, packet, change, End::Source)
+    endpoints(ctx, packet, Changes { source: Some(change), destination: None })
 }
 
 /// Replaces the destination of a packet for a guest, one hop further.
 #[inline(always)]
 pub fn destination(ctx: &TcContext, packet: &Packet, change: Change) -> Result<(), Outcome> {
-    endpoint(ctx, packet, change, End::Destination)
+    endpoints(ctx, packet, Changes { source: None, destination: Some(change) })
+}
+
+/// Replaces both ends of a packet that turns round on the host, one hop further.
+#[inline(always)]
+pub fn both(ctx: &TcContext, packet: &Packet, source: Change, destination: Change) -> Result<(), Outcome> {
+    endpoints(ctx, packet, Changes { source: Some(source), destination: Some(destination) })
 }
 
 /// Replaces the source of an ICMP error's own header, one hop further.
 #[inline(always)]
 pub fn outer_source(ctx: &TcContext, packet: &Packet, change: Change) -> Result<(), Outcome> {
     let (start, end) = bounds(ctx);
-    network(start, end, packet, change, End::Source)
+    network(start, end, packet, Changes { source: Some(change), destination: None })
 }
 
 /// Replaces the destination of an ICMP error's own header, one hop further.
 #[inline(always)]
 pub fn outer_destination(ctx: &TcContext, packet: &Packet, change: Change) -> Result<(), Outcome> {
     let (start, end) = bounds(ctx);
-    network(start, end, packet, change, End::Destination)
+    network(start, end, packet, Changes { source: None, destination: Some(change) })
+}
+
+/// Replaces both ends of an ICMP error's own header, one hop further.
+#[inline(always)]
+pub fn outer_both(
+    ctx: &TcContext,
+    packet: &Packet,
+    source: Change,
+    destination: Change,
+) -> Result<(), Outcome> {
+    let (start, end) = bounds(ctx);
+    network(start, end, packet, Changes { source: Some(source), destination: Some(destination) })
 }
 
 /// Replaces the source in an ICMP error's quote.
@@ -100,6 +162,8 @@ fn quoted(
         Some(Protocol::Tcp) => (port_at, l4 + tcp::CHECKSUM, both),
         Some(Protocol::Udp) => (port_at, l4 + udp::CHECKSUM, both),
         Some(Protocol::Icmp) => (l4 + icmp::IDENTIFIER, l4 + icmp::CHECKSUM, change.port_diff),
+        // Nothing but the address changes: there is no difference to what follows the ports.
+        Some(Protocol::Sctp) => (port_at, port_at, 0),
         None => return Err(Outcome::RewriteFailed),
     };
     let mut diff = u64::from(both);
@@ -140,28 +204,29 @@ pub fn macs(ctx: &TcContext, destination: Mac, source: Mac) -> Result<(), Outcom
 }
 
 #[inline(always)]
-fn endpoint(ctx: &TcContext, packet: &Packet, change: Change, which: End) -> Result<(), Outcome> {
+fn endpoints(ctx: &TcContext, packet: &Packet, changes: Changes) -> Result<(), Outcome> {
     let (start, end) = bounds(ctx);
     let l4 = start + packet.l4();
-    network(start, end, packet, change, which)?;
+    network(start, end, packet, changes)?;
     match packet.protocol() {
         Some(Protocol::Tcp) => {
             if l4 + tcp::LEN > end {
                 return Err(Outcome::RewriteFailed);
             }
             // SAFETY: the comparison above covers the ports.
-            unsafe { port(l4, change, which) };
-            transport_sum(ctx, packet.l4() + tcp::CHECKSUM, change, 0)
+            unsafe { ports(l4, changes) };
+            transport_sum(ctx, packet.l4() + tcp::CHECKSUM, changes, 0)
         }
         Some(Protocol::Udp) => {
             if l4 + udp::LEN > end {
                 return Err(Outcome::RewriteFailed);
             }
             // SAFETY: the comparison above covers the ports.
-            unsafe { port(l4, change, which) };
-            transport_sum(ctx, packet.l4() + udp::CHECKSUM, change, u64::from(BPF_F_MARK_MANGLED_0))
+            unsafe { ports(l4, changes) };
+            transport_sum(ctx, packet.l4() + udp::CHECKSUM, changes, u64::from(BPF_F_MARK_MANGLED_0))
         }
         Some(Protocol::Icmp) => {
+            let Some(change) = changes.source.or(changes.destination) else { return Ok(()) };
             if l4 + icmp::LEN > end {
                 return Err(Outcome::RewriteFailed);
             }
@@ -174,26 +239,32 @@ fn endpoint(ctx: &TcContext, packet: &Packet, change: Change, which: End) -> Res
             }
             Ok(())
         }
+        // Its ports stay and its checksum knows no address.
+        Some(Protocol::Sctp) => Ok(()),
         None => Err(Outcome::RewriteFailed),
     }
 }
 
-/// The IPv4 header: address, hop count, checksum.
+/// The IPv4 header: addresses, hop count, checksum.
 #[inline(always)]
-fn network(start: usize, end: usize, packet: &Packet, change: Change, which: End) -> Result<(), Outcome> {
+fn network(start: usize, end: usize, packet: &Packet, changes: Changes) -> Result<(), Outcome> {
     if start + L3 + ipv4::LEN > end {
         return Err(Outcome::RewriteFailed);
     }
     let l3 = start + L3;
     let (ttl_protocol, hop_diff) = ipv4::one_hop_less(packet.ttl_protocol);
-    let diff = checksum::fold(u64::from(change.address_diff) + u64::from(hop_diff));
-    let field = if which == End::Source { ipv4::SOURCE } else { ipv4::DESTINATION };
+    let diff = checksum::fold(u64::from(changes.address_diff()) + u64::from(hop_diff));
     // SAFETY: the comparison above covers the header without options, where all of these fields lie.
     unsafe {
         store(l3 + ipv4::TTL, ttl_protocol);
         let sum = (l3 + ipv4::CHECKSUM) as *mut u16;
         *sum = checksum::update(*sum, diff);
-        store(l3 + field, change.address.to_wire());
+        if let Some(change) = changes.source {
+            store(l3 + ipv4::SOURCE, change.address.to_wire());
+        }
+        if let Some(change) = changes.destination {
+            store(l3 + ipv4::DESTINATION, change.address.to_wire());
+        }
     }
     Ok(())
 }
@@ -201,26 +272,27 @@ fn network(start: usize, end: usize, packet: &Packet, change: Change, which: End
 /// # Safety
 /// Four bytes at `l4` must have been compared with the packet's end.
 #[inline(always)]
-unsafe fn port(l4: usize, change: Change, which: End) {
-    let field = if which == End::Source { tcp::SOURCE } else { tcp::DESTINATION };
+unsafe fn ports(l4: usize, changes: Changes) {
     // SAFETY: the caller's.
-    unsafe { store(l4 + field, change.port.to_wire()) };
+    unsafe {
+        if let Some(change) = changes.source {
+            store(l4 + tcp::SOURCE, change.port.to_wire());
+        }
+        if let Some(change) = changes.destination {
+            store(l4 + tcp::DESTINATION, change.port.to_wire());
+        }
+    }
 }
 
 #[inline(always)]
-fn transport_sum(ctx: &TcContext, offset: usize, change: Change, flags: u64) -> Result<(), Outcome> {
+fn transport_sum(ctx: &TcContext, offset: usize, changes: Changes, flags: u64) -> Result<(), Outcome> {
     let skb = ctx.skb.skb;
+    let (address_diff, port_diff) = (u64::from(changes.address_diff()), u64::from(changes.port_diff()));
     // SAFETY: the context is valid, and the helper checks the offset itself.
     let failed = unsafe {
-        (change.port_diff != 0
-            && bpf_l4_csum_replace(skb, offset as u32, 0, u64::from(change.port_diff), flags) != 0)
-            || bpf_l4_csum_replace(
-                skb,
-                offset as u32,
-                0,
-                u64::from(change.address_diff),
-                flags | u64::from(BPF_F_PSEUDO_HDR),
-            ) != 0
+        (port_diff != 0 && bpf_l4_csum_replace(skb, offset as u32, 0, port_diff, flags) != 0)
+            || bpf_l4_csum_replace(skb, offset as u32, 0, address_diff, flags | u64::from(BPF_F_PSEUDO_HDR))
+                != 0
     };
     if failed { Err(Outcome::RewriteFailed) } else { Ok(()) }
 }

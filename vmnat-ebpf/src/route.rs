@@ -14,7 +14,13 @@ use aya_ebpf::{
     helpers::generated::{bpf_fib_lookup, bpf_redirect, bpf_redirect_neigh},
     programs::TcContext,
 };
-use vmnat_common::{Address, Mac, Outcome, flow::FlowKey};
+use vmnat_common::{
+    Address, Mac, Outcome,
+    flow::FlowKey,
+    session::{Flags, Session},
+};
+
+use crate::rewrite;
 
 const AF_INET: u8 = 2;
 
@@ -88,6 +94,19 @@ pub fn to_neighbour(out_if: u32, next_hop: Address) {
     // SAFETY: the pointer is valid for the call, and the length is the struct's.
     // It fails only for flags that do not exist.
     unsafe { bpf_redirect_neigh(out_if, &raw mut hop, HOP_BYTES, 0) };
+}
+
+/// Sends the packet to the guest whose session takes it on: straight to its port where that is known, else by the
+/// neighbour table of its bridge.
+#[inline(always)]
+pub fn to_guest(ctx: &TcContext, session: &Session) -> Result<(), Outcome> {
+    if session.has(Flags::VIA_NEIGHBOUR) {
+        to_neighbour(session.out_if, session.address);
+    } else {
+        rewrite::macs(ctx, session.destination_mac, session.source_mac)?;
+        to_port(session.out_if);
+    }
+    Ok(())
 }
 
 /// Sends the frame out by `out_if` as it is.

@@ -20,7 +20,7 @@ use vmnat_common::{
 use crate::{
     bridge,
     classify::Way,
-    lease, mapping,
+    forward, lease, mapping,
     maps::{DRAFT, FLOW},
     parse::{self, Packet},
     settings,
@@ -61,23 +61,51 @@ pub fn touch(ctx: &TcContext, session: &mut Session, packet: &Packet, now: u64) 
     }
 }
 
-/// Opens the session of a guest's packet.
+/// What a packet's visit writes down between its stages: on the stack it would not fit.
+#[repr(C)]
+pub struct Draft {
+    /// An entry before it is inserted.
+    half: Session,
+    /// The way that was found for the packet.
+    way: Way,
+}
+
+/// This CPU's draft.
 #[inline(always)]
-pub fn open(ctx: &TcContext, packet: &Packet, port: &BridgePort, way: &Way) -> Result<(), Outcome> {
+fn draft() -> Result<&'static mut Draft, Outcome> {
+    let draft = DRAFT.get_ptr_mut(0).ok_or(Outcome::FlowTableFull)?;
+    // SAFETY: the slot is this CPU's own, and no other program of this CPU runs while this one does. Its two members are
+    // never borrowed at once by the same stage.
+    Ok(unsafe { &mut *draft })
+}
+
+/// Notes the way of the packet that is being judged, for [`open`].
+#[inline(always)]
+pub fn note_way(way: &Way) -> Result<(), Outcome> {
+    draft()?.way = *way;
+    Ok(())
+}
+
+/// Opens the session of a guest's packet, whose way was noted. Called from the program itself, beside the judgement: the
+/// frames of both do not fit the stack.
+#[inline(never)]
+pub fn open(ctx: &TcContext, packet: &Packet) -> Result<(), Outcome> {
+    let port = bridge::port_of(ctx)?;
+    let way = &draft()?.way;
     let Some(protocol) = packet.protocol() else { return Err(Outcome::UnsupportedProtocol) };
     may_open(protocol, packet)?;
-    if way.uplink.address.is_unspecified() {
+    if way.address.is_unspecified() {
         return Err(Outcome::NoUplinkAddress);
     }
     let key = &packet.key;
-    let external = Endpoint::new(way.uplink.address, Port::new(0));
+    let external = Endpoint::new(way.address, Port::new(0));
     let mut opening = Opening {
         ctx,
         packet,
         port,
         way,
         external,
-        flags: Flags::MAPPED,
+        flags: Flags::MAPPED | way.flags,
         result: Err(Outcome::PortsExhausted),
     };
     let mapped = match mapping::find_or_claim(ctx, key, protocol, &mut opening.external) {
@@ -88,7 +116,7 @@ pub fn open(ctx: &TcContext, packet: &Packet, port: &BridgePort, way: &Way) -> R
         Ok(()) => Ok(()),
         // The mapping's endpoint is taken towards this remote, or the pool is full: a port for this flow alone.
         Err(Outcome::FlowConflict | Outcome::PortsExhausted) => {
-            opening.flags = 0;
+            opening.flags = way.flags;
             // SAFETY: the callback has the helper's signature and gets the very opening that is passed here, which
             // outlives the call.
             unsafe {
@@ -134,7 +162,7 @@ pub fn renew(
     way: &Way,
 ) -> Result<bool, Outcome> {
     let own_address = session.flags & (Flags::FORWARDED | Flags::IMPORTED) != 0;
-    let moved = session.out_if != way.out_if || (!own_address && session.address != way.uplink.address);
+    let moved = session.out_if != way.out_if || (!own_address && session.address != way.address);
     if moved && own_address {
         return Err(Outcome::MovedRoute);
     }
@@ -146,7 +174,7 @@ pub fn renew(
     back.destination_mac = packet.source_mac;
     (back.out_if, back.flags) = way_back(ctx, packet, port, back.flags);
     session.next_hop = way.next_hop;
-    session.mtu = way.uplink.mtu;
+    session.mtu = way.mtu;
     session.in_if = parse::interface(ctx);
     session.source_mac = packet.source_mac;
     session.destination_mac = packet.destination_mac;
@@ -174,7 +202,7 @@ pub fn follow_lease(session: &mut Session, epoch: u16) {
 #[inline(always)]
 pub fn note_host(key: &FlowKey) {
     let uplink = key.reverse(key.source_endpoint());
-    let Ok(draft) = draft() else { return };
+    let Ok(Draft { half: draft, .. }) = draft() else { return };
     if let Ok(Some(session)) = find(&uplink) {
         if session.has(Flags::HOST) {
             session.last_seen = settings::jiffies() as u32;
@@ -207,6 +235,9 @@ pub fn remove(guest: &FlowKey, session: &Session) -> bool {
     if let Ok(Some(back)) = find(&reverse)
         && back.rewritten() == guest.source_endpoint()
     {
+        if session.has(Flags::FORWARDED) {
+            forward::settle_account(session, back);
+        }
         let _ = FLOW.remove(reverse);
     }
     if mapped {
@@ -246,7 +277,7 @@ struct Opening<'a> {
 fn insert(opening: &Opening<'_>) -> Result<(), Outcome> {
     let (key, external) = (&opening.packet.key, opening.external);
     let reverse = key.reverse(external);
-    let draft = draft()?;
+    let draft = &mut draft()?.half;
     write_inbound(draft, opening, &reverse);
     let inserted = match put(&reverse, draft) {
         Ok(()) => true,
@@ -273,14 +304,6 @@ fn insert(opening: &Opening<'_>) -> Result<(), Outcome> {
 #[inline(always)]
 fn put(key: &FlowKey, entry: &Session) -> Result<(), i32> {
     FLOW.insert(key, entry, u64::from(BPF_NOEXIST))
-}
-
-/// This CPU's place to write an entry before it is inserted: two of them would fill half of the stack.
-#[inline(always)]
-fn draft() -> Result<&'static mut Session, Outcome> {
-    let draft = DRAFT.get_ptr_mut(0).ok_or(Outcome::FlowTableFull)?;
-    // SAFETY: the slot is this CPU's own, and no other program of this CPU runs while this one does.
-    Ok(unsafe { &mut *draft })
 }
 
 /// Writes the part of a session that both directions share. In place: built as a value it would be copied on the stack.
@@ -310,13 +333,13 @@ fn write_outbound(half: &mut Session, opening: &Opening<'_>) {
     half.next_hop = way.next_hop;
     half.destination_mac = packet.destination_mac;
     half.source_mac = packet.source_mac;
-    half.mtu = way.uplink.mtu;
+    half.mtu = way.mtu;
 }
 
 #[inline(always)]
 fn write_inbound(half: &mut Session, opening: &Opening<'_>, reverse: &FlowKey) {
     let Opening { ctx, packet, port, way, external, flags, result: _ } = *opening;
-    let (out_if, flags) = way_back(ctx, packet, port, flags);
+    let (out_if, flags) = way_back(ctx, packet, port, flags & !Flags::HAIRPIN);
     write_half(half, reverse, external, packet.key.source_endpoint(), flags);
     half.out_if = out_if;
     half.in_if = way.out_if;
@@ -325,21 +348,31 @@ fn write_inbound(half: &mut Session, opening: &Opening<'_>, reverse: &FlowKey) {
     half.mtu = port.mtu;
 }
 
-/// Inserts both halves of a session that comes in through a port forward.
+/// What both halves of a session are made of that a port forward invites.
+pub struct Invited<'a> {
+    /// The uplink's tuple.
+    pub key: &'a FlowKey,
+    /// The guest's endpoint.
+    pub target: Endpoint,
+    /// Number of the port forward.
+    pub forward: u32,
+    /// The guest's bridge.
+    pub bridge: &'a BridgePort,
+    /// The way of the guest's answers.
+    pub way: Way,
+}
+
+/// Inserts both halves of a session that a port forward invites.
 ///
 /// The guest's port and MAC are the lease's. Where it has none, the bridge's neighbour table delivers; the first answer
 /// then does not match its entry, is checked against what its sender has said of itself, and completes it.
 #[inline(never)]
-pub fn insert_forwarded(
-    ctx: &TcContext,
-    key: &FlowKey,
-    target: Endpoint,
-    bridge: &BridgePort,
-    way: &Way,
-) -> Result<(), Outcome> {
+pub fn insert_invited(ctx: &TcContext, invited: &Invited<'_>) -> Result<(), Outcome> {
+    let Invited { key, target, forward, bridge, ref way } = *invited;
     let external = key.destination_endpoint();
-    let half = draft()?;
+    let half = &mut draft()?.half;
     write_half(half, key, external, target, Flags::FORWARDED | Flags::VIA_NEIGHBOUR);
+    half.set_forward(forward);
     half.out_if = bridge.bridge;
     half.in_if = parse::interface(ctx);
     half.destination_mac = Mac::ZERO;
@@ -351,13 +384,13 @@ pub fn insert_forwarded(
     let guest = key.reverse(target);
     let (port, station) =
         (if half.has(Flags::VIA_NEIGHBOUR) { 0 } else { half.out_if }, half.destination_mac);
-    write_half(half, &guest, target, external, Flags::FORWARDED);
+    write_half(half, &guest, target, external, Flags::FORWARDED | way.flags);
     half.out_if = way.out_if;
     half.in_if = port;
     half.next_hop = way.next_hop;
     half.destination_mac = bridge.mac;
     half.source_mac = station;
-    half.mtu = way.uplink.mtu;
+    half.mtu = way.mtu;
     let Err(error) = put(&guest, half) else { return Ok(()) };
     let _ = FLOW.remove(key);
     Err(refusal(error))

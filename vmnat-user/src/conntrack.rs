@@ -166,7 +166,9 @@ fn tuple(bytes: &[u8], direction: Direction) -> Option<Tuple> {
     let byte = |kind| layer4.find(kind)?.first().copied();
     let protocol = Protocol::from_number(byte(attribute::PROTOCOL_NUMBER)?)?;
     let (source, destination) = match protocol {
-        Protocol::Tcp | Protocol::Udp => (port(attribute::SOURCE_PORT)?, port(attribute::DESTINATION_PORT)?),
+        Protocol::Tcp | Protocol::Udp | Protocol::Sctp => {
+            (port(attribute::SOURCE_PORT)?, port(attribute::DESTINATION_PORT)?)
+        }
         Protocol::Icmp => {
             let identifier = port(attribute::ICMP_ID)?;
             let far = icmp::far_port(byte(attribute::ICMP_TYPE)?);

@@ -52,6 +52,14 @@ pub mod map {
     pub const UPLINK: &str = "UPLINK";
     /// Port forwards.
     pub const FORWARD: &str = "FORWARD";
+    /// Which of the port forwards are in use.
+    pub const FORWARD_ACTIVE: &str = "FORWARD_ACTIVE";
+    /// Sources that may use a port forward.
+    pub const FORWARD_SOURCE: &str = "FORWARD_SOURCE";
+    /// What went through port forwards.
+    pub const FORWARD_COUNT: &str = "FORWARD_COUNT";
+    /// Where sockets of the host had wanted to go.
+    pub const HOST_PEER: &str = "HOST_PEER";
     /// Leases.
     pub const LEASE: &str = "LEASE";
     /// Stations.
@@ -64,8 +72,23 @@ pub mod map {
     pub const OUTCOMES: &str = "OUTCOMES";
 
     /// All of them.
-    pub const ALL: [&str; 11] =
-        [FLOW, MAPPING, NETWORK, BRIDGE_PORT, UPLINK, FORWARD, LEASE, STATION, PORT_POOL, SETTINGS, OUTCOMES];
+    pub const ALL: [&str; 15] = [
+        FLOW,
+        MAPPING,
+        NETWORK,
+        BRIDGE_PORT,
+        UPLINK,
+        FORWARD,
+        FORWARD_ACTIVE,
+        FORWARD_SOURCE,
+        FORWARD_COUNT,
+        HOST_PEER,
+        LEASE,
+        STATION,
+        PORT_POOL,
+        SETTINGS,
+        OUTCOMES,
+    ];
 }
 
 /// Names of the programs, as `vmnat-ebpf/src/main.rs` declares them.

@@ -3,7 +3,7 @@
 use std::{fmt, net::Ipv4Addr, str::FromStr};
 
 use serde::{Deserialize, Serialize};
-use vmnat_common::{Endpoint, Port, Protocol, forward::ForwardKey};
+use vmnat_common::{Endpoint, Port, Protocol};
 
 use crate::error::Error;
 
@@ -36,12 +36,6 @@ impl ForwardSpec {
     #[must_use]
     pub fn target(&self) -> Endpoint {
         Endpoint::new(self.guest.into(), Port::new(self.guest_port))
-    }
-
-    /// The key in the `FORWARD` map under one external address.
-    #[must_use]
-    pub fn key(&self, address: Ipv4Addr) -> ForwardKey {
-        ForwardKey::new(self.protocol.number(), Endpoint::new(address.into(), Port::new(self.port)))
     }
 
     /// True when both claim an external endpoint.

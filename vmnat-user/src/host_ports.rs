@@ -73,6 +73,7 @@ pub fn taken() -> Result<Taken> {
 #[must_use]
 pub fn pool(range: &RangeInclusive<u16>, taken: &Taken, forwards: &[(Protocol, u16)]) -> Pool {
     let mut words = Box::new([0_u64; POOL_WORDS as usize]);
+    mark(words.as_mut_slice(), Protocol::Sctp, 1..=u16::MAX, true);
     for protocol in [Protocol::Tcp, Protocol::Udp] {
         mark(words.as_mut_slice(), protocol, 1..=FIRST_UNPRIVILEGED.saturating_sub(1), true);
         mark(words.as_mut_slice(), protocol, range.clone(), true);

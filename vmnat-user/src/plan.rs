@@ -9,9 +9,9 @@ use std::{
 
 use ipnet::Ipv4Net;
 use vmnat_common::{
-    Address, Mac,
+    Address, Endpoint, Mac, Port,
     bridge::{BridgePort, BridgePortFlags},
-    forward::{Forward, ForwardKey},
+    forward::{Forward, SourceKey, place},
     network::{Network, NetworkKey},
     uplink::{Uplink, UplinkFlags},
 };
@@ -40,8 +40,10 @@ pub struct Plan {
     pub bridge_port: Vec<(u32, BridgePort)>,
     /// The `UPLINK` map.
     pub uplink: Vec<(u32, Uplink)>,
-    /// The `FORWARD` map, with no connections counted.
-    pub forward: Vec<(ForwardKey, Forward)>,
+    /// The port forwards, in the order of their first endpoints, none over another.
+    pub forward: Vec<Forward>,
+    /// The `FORWARD_SOURCE` map's keys.
+    pub forward_source: Vec<SourceKey>,
     /// Hooks in the order in which they are attached.
     pub hooks: Vec<Hook>,
     /// What cannot be done, or not as fast, one sentence each.
@@ -231,6 +233,8 @@ fn fitness(bridge: &LinkFact, port: &LinkFact, circumstances: &Circumstances) ->
 }
 
 fn plan_forwards(state: &State, networks: &[PlannedNetwork], plan: &mut Plan) {
+    // The last place of each forward, by its first.
+    let mut taken: BTreeMap<u64, (u64, u32)> = BTreeMap::new();
     for forward in &state.forwards {
         let spec = &forward.spec;
         let Some(network) = networks.iter().find(|network| network.subnet.contains(&spec.guest)) else {
@@ -238,20 +242,33 @@ fn plan_forwards(state: &State, networks: &[PlannedNetwork], plan: &mut Plan) {
             continue;
         };
         let target = spec.target();
-        let value = Forward {
-            address: target.address,
-            port: target.port,
-            reserved: 0,
-            id: forward.id,
-            bridge: network.bridge,
-            connections: 0,
-        };
         let every = plan.uplink.iter().map(|(_, uplink)| uplink.address).filter(|a| !a.is_unspecified());
         let mut addresses: Vec<Address> = spec.host.map_or_else(|| every.collect(), |host| vec![host.into()]);
         addresses.sort_unstable();
         addresses.dedup();
-        plan.forward.extend(addresses.into_iter().map(|address| (spec.key(address.into()), value)));
+        for address in addresses {
+            let first = place(spec.protocol.number(), Endpoint::new(address, Port::new(spec.port)));
+            let last = first;
+            let before = taken.range(..=last).next_back();
+            if let Some((_, (_, other))) = before.filter(|(_, (end, _))| *end >= first) {
+                plan.warnings
+                    .push(format!("port forward {spec} gives way to port forward {other} at {address}"));
+                continue;
+            }
+            taken.insert(first, (last, forward.id));
+            plan.forward.push(Forward {
+                first,
+                address: target.address,
+                port: target.port,
+                span: 0,
+                id: forward.id,
+                bridge: network.bridge,
+                expires: 0,
+                flags: 0,
+            });
+        }
     }
+    plan.forward.sort_unstable_by_key(|forward| forward.first);
 }
 
 fn entry_of(network: &PlannedNetwork) -> (NetworkKey, Network) {
@@ -371,8 +388,9 @@ mod tests {
             crate::forwards::PortForward { id: 3, spec: spec("82:10.9.9.9:80") },
         ];
         let plan = plan(&state, &facts, &Circumstances::default()).unwrap();
-        let addresses: Vec<Address> = plan.forward.iter().map(|(key, _)| key.address).collect();
-        assert_eq!(addresses, [Address::new([198, 51, 100, 2]), Address::new([192, 0, 2, 7])]);
+        let at = |address, port| place(6, Endpoint::new(Address::new(address), Port::new(port)));
+        let firsts: Vec<u64> = plan.forward.iter().map(|forward| forward.first).collect();
+        assert_eq!(firsts, [at([192, 0, 2, 7], 81), at([198, 51, 100, 2], 80)]);
         assert_eq!(plan.warnings.len(), 1);
     }
 

@@ -242,6 +242,26 @@ pub fn lookup_batch<K: Pod, V: Pod>(
     Ok((keys.into_iter().zip(values).take(count).collect(), more.then_some(next)))
 }
 
+/// Stores many values; stops at the first that the kernel refuses.
+///
+/// # Errors
+/// What `BPF_MAP_UPDATE_BATCH` answers, and `InvalidInput` when there are not as many values as keys.
+pub fn update_batch<K: Pod, V: Pod>(map: BorrowedFd<'_>, keys: &[K], values: &[V]) -> io::Result<()> {
+    if keys.len() != values.len() {
+        return Err(io::ErrorKind::InvalidInput.into());
+    }
+    if keys.is_empty() {
+        return Ok(());
+    }
+    let mut attr = empty_attr();
+    attr.batch.keys = keys.as_ptr() as u64;
+    attr.batch.values = values.as_ptr() as u64;
+    attr.batch.count = u32::try_from(keys.len()).map_err(io::Error::other)?;
+    attr.batch.map_fd = descriptor(map);
+    // SAFETY: both arrays hold `count` elements of the map's key and value sizes.
+    unsafe { call(bpf_cmd::BPF_MAP_UPDATE_BATCH, &mut attr) }.map(drop)
+}
+
 /// Runs a program once over a frame, which it may change; returns what the program returned.
 ///
 /// # Errors

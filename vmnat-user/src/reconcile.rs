@@ -4,6 +4,7 @@
 //! told. Maps are filled before the first hook is attached. Flows are told to look at their way again
 //! (`Settings::generation`) only when something they depend on has changed.
 
+mod forwards;
 mod leases;
 pub mod settings;
 mod stations;
@@ -17,11 +18,11 @@ use ipnet::Ipv4Net;
 use rtnetlink::Handle;
 use tracing::warn;
 use vmnat_common::{
+    Address,
     flow::{FlowKey, Side},
-    forward::{Forward, ForwardKey},
     network::{Network, NetworkKey},
     reap::{Mode, Verdict},
-    session::Session,
+    session::{Flags, Session},
     uplink::Uplink,
 };
 
@@ -189,26 +190,12 @@ fn settle_maps(tables: &Tables, plan: &Plan, facts: &Facts, done: &mut Reconcile
     note(settle(&tables.network, &plan.network, |key, value| {
         format!("network {}/{} behind {}", key.address, key.prefix, facts.name_of(value.bridge))
     })?);
-    let forwards = with_counts(tables, plan)?;
-    note(settle(&tables.forward, &forwards, |key, value| {
-        format!("port forward {}:{} to {}", key.address, key.port, value.target())
-    })?);
+    done.changes.extend(forwards::settle(tables, plan)?);
     let flushed = flush_orphans(tables, &uplinks, &networks, plan)?;
     if flushed > 0 {
         done.changes.push(format!("removed {flushed} flows of what is gone"));
     }
     Ok(moved)
-}
-
-/// The port forwards that are wanted, with the connections that the kernel has counted for them.
-fn with_counts(tables: &Tables, plan: &Plan) -> Result<Vec<(ForwardKey, Forward)>> {
-    let mut forwards = plan.forward.clone();
-    for (key, value) in &mut forwards {
-        if let Some(counted) = tables.forward.get(key)? {
-            value.connections = counted.connections;
-        }
-    }
-    Ok(forwards)
 }
 
 /// Makes a map hold exactly these entries; a line for each that came or went.
@@ -252,6 +239,11 @@ fn flush_orphans(
     let kept = |index: u32, address| {
         plan.uplink.iter().any(|(kept, uplink)| *kept == index && uplink.address == address)
     };
+    // What turns round on the host leaves by no uplink; the external address is an uplink's or a port forward's.
+    let external = |address: Address| {
+        let forwarded = plan.forward.iter().map(|forward| forward.external().1.address);
+        plan.uplink.iter().map(|(_, uplink)| uplink.address).chain(forwarded).any(|found| found == address)
+    };
     let lost_uplink = uplinks.iter().any(|(index, uplink)| !kept(*index, uplink.address));
     let lost_network = networks.iter().any(|(key, _)| !plan.network.iter().any(|(kept, _)| kept == key));
     if !lost_uplink && !lost_network {
@@ -260,7 +252,12 @@ fn flush_orphans(
     let guests: Vec<Ipv4Net> = plan.network.iter().filter_map(|(key, _)| subnet(*key)).collect();
     flush(tables, |key, session| {
         let has_network = guests.iter().any(|network| network.contains(&Ipv4Addr::from(key.source)));
-        !has_network || !kept(session.out_if, session.address)
+        let has_exit = if session.has(Flags::HAIRPIN) {
+            external(session.address)
+        } else {
+            kept(session.out_if, session.address)
+        };
+        !has_network || !has_exit
     })
 }
 

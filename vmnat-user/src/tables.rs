@@ -1,5 +1,6 @@
 //! The pinned maps of an instance, and the two programs that user space runs itself.
 
+mod forwards;
 mod table;
 
 use std::{
@@ -13,11 +14,11 @@ use vmnat_common::{
     Address, Outcome,
     bridge::BridgePort,
     flow::FlowKey,
-    forward::{Forward, ForwardKey},
+    forward::{Active, Forward, ForwardCount, SourceKey},
+    host::{HostPeer, HostPeerKey},
     lease::Lease,
     mapping::{Mapping, MappingKey},
     network::{Network, NetworkKey},
-    port_range::POOL_WORDS,
     reap::{self, Mode, Verdict},
     session::Session,
     settings::Settings,
@@ -49,14 +50,20 @@ pub struct Tables {
     pub bridge_port: Table<u32, BridgePort>,
     /// Uplinks, by interface index.
     pub uplink: Table<u32, Uplink>,
-    /// Port forwards.
-    pub forward: Table<ForwardKey, Forward>,
+    /// Sources that may use a port forward.
+    pub forward_source: Table<SourceKey, u32>,
+    /// What went through each port forward, by its number.
+    pub forward_count: Table<u32, ForwardCount>,
+    /// Where sockets of the host had wanted to go.
+    pub host_peer: Table<HostPeerKey, HostPeer>,
     /// Leases.
     pub lease: Table<Address, Lease>,
     /// Stations of the bridges.
     pub station: Table<StationKey, Station>,
     /// Words of port bits.
     pub port_pool: Table<u32, u64>,
+    forward: Table<u32, Forward>,
+    forward_active: Table<u32, Active>,
     settings: Table<u32, Settings>,
     outcomes: Table<u32, u64>,
     reaper: OwnedFd,
@@ -114,6 +121,10 @@ impl Tables {
             bridge_port: Table::open(&instance.map(map::BRIDGE_PORT))?,
             uplink: Table::open(&instance.map(map::UPLINK))?,
             forward: Table::open(&instance.map(map::FORWARD))?,
+            forward_active: Table::open(&instance.map(map::FORWARD_ACTIVE))?,
+            forward_source: Table::open(&instance.map(map::FORWARD_SOURCE))?,
+            forward_count: Table::open(&instance.map(map::FORWARD_COUNT))?,
+            host_peer: Table::open(&instance.map(map::HOST_PEER))?,
             lease: Table::open(&instance.map(map::LEASE))?,
             station: Table::open(&instance.map(map::STATION))?,
             port_pool: Table::open(&instance.map(map::PORT_POOL))?,
@@ -273,8 +284,6 @@ fn slot_of(key: &MappingKey) -> FlowKey {
     }
     bytemuck::pod_read_unaligned(&slot)
 }
-
-const _: () = assert!(POOL_WORDS == 2048);
 
 #[cfg(test)]
 mod tests {

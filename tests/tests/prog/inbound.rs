@@ -113,7 +113,7 @@ fn an_answer_larger_than_the_guests_network_is_refused() {
 #[test]
 fn a_port_forward_opens_a_session_and_its_answers_leave_by_the_forwarded_port() {
     let mut rig = Rig::new();
-    let key = rig.forward(6, 8080, GUEST1, 80);
+    let id = rig.forward(6, 8080, GUEST1, 80);
     rig.lease(GUEST1, GUEST1_MAC, PORT1);
     let ran = rig.run(PROGRAM, UPLINK, &Packet::tcp(from_world(OTHER_SERVER), 3333, 8080, 1, SYN).bytes());
     assert_eq!((ran.code, ran.outcome), (REDIRECT, Outcome::TranslatedInbound));
@@ -128,7 +128,7 @@ fn a_port_forward_opens_a_session_and_its_answers_leave_by_the_forwarded_port() 
     let packet = back.packet();
     assert_eq!((packet.source, packet.ports()), (EXTERNAL, Some((8080, 3333))));
     assert_eq!((rig.flows(), rig.mappings()), (2, 0));
-    assert_eq!(rig.tables.forward.get(&key).unwrap().unwrap().connections, 1);
+    assert_eq!(rig.tables.forward_count.get(&id).unwrap().unwrap().connections, 1);
 }
 
 #[test]

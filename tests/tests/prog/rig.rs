@@ -1,7 +1,7 @@
 //! A host with a bridge, two ports and an uplink, in a network namespace of the test's own thread, and the object
 //! loaded into it. Nothing is attached: the tests run the programs themselves.
 
-use std::{collections::BTreeMap, net::Ipv4Addr};
+use std::{collections::BTreeMap, net::Ipv4Addr, ops::RangeInclusive};
 
 use aya::programs::{SchedClassifier, TestRun as _, TestRunOptions};
 use nix::{
@@ -9,9 +9,9 @@ use nix::{
     sched::{CloneFlags, unshare},
 };
 use vmnat_common::{
-    Address, Mac, Outcome, Port, SCHEMA_VERSION,
+    Address, Endpoint, Mac, Outcome, Port, SCHEMA_VERSION,
     bridge::{BridgePort, BridgePortFlags},
-    forward::{Forward, ForwardKey},
+    forward::{Forward, ForwardCount, place},
     lease::Lease,
     network::{Network, NetworkKey},
     port_range::POOL_WORDS,
@@ -134,6 +134,7 @@ impl Rig {
                 pool_first: 1024,
                 pool_last: u16::MAX,
                 timeouts: Timeouts::SECONDS.in_jiffies(hertz),
+                netns_cookie: 0,
             };
         });
         for word in 0..POOL_WORDS {
@@ -169,20 +170,43 @@ impl Rig {
         self.tables.bridge_port.set(&index, &port).unwrap();
     }
 
-    /// Opens a port forward of the external address.
-    pub fn forward(&self, protocol: u8, port: u16, guest: [u8; 4], guest_port: u16) -> ForwardKey {
-        let key =
-            ForwardKey { address: EXTERNAL.into_address(), port: Port::new(port), protocol, reserved: 0 };
-        let forward = Forward {
+    /// Opens a port forward of the external address beside those that are open; returns its number.
+    pub fn forward(&self, protocol: u8, port: u16, guest: [u8; 4], guest_port: u16) -> u32 {
+        self.forward_range(protocol, port..=port, guest, guest_port)
+    }
+
+    /// Opens a port forward of a range of ports.
+    pub fn forward_range(
+        &self,
+        protocol: u8,
+        ports: RangeInclusive<u16>,
+        guest: [u8; 4],
+        guest_port: u16,
+    ) -> u32 {
+        let external = Endpoint::new(EXTERNAL.into_address(), Port::new(*ports.start()));
+        let mut forwards = self.tables.forwards().unwrap();
+        let id = u32::try_from(forwards.len()).unwrap() + 1;
+        forwards.push(Forward {
+            first: place(protocol, external),
             address: guest.into_address(),
             port: Port::new(guest_port),
-            reserved: 0,
-            id: 1,
+            span: ports.end() - ports.start(),
+            id,
             bridge: BRIDGE,
-            connections: 0,
-        };
-        self.tables.forward.set(&key, &forward).unwrap();
-        key
+            expires: 0,
+            flags: 0,
+        });
+        self.set_forwards(forwards);
+        id
+    }
+
+    /// Replaces the port forwards.
+    pub fn set_forwards(&self, mut forwards: Vec<Forward>) {
+        forwards.sort_by_key(|forward| forward.first);
+        for forward in &forwards {
+            self.tables.forward_count.insert(&forward.id, &ForwardCount::default()).unwrap();
+        }
+        self.tables.set_forwards(&forwards).unwrap();
     }
 
     /// Writes a lease of a guest.

@@ -120,10 +120,9 @@ async fn remove(instance: &Instance, which: &str) -> Result<()> {
 fn list(instance: &Instance, json: bool) -> Result<()> {
     let state = state::load(instance)?;
     let tables = Tables::open(instance)?;
-    let counted = tables.forward.entries()?;
     let row = |forward: &PortForward| {
         let PortForward { id, spec } = forward;
-        let mine = counted.iter().filter(|(_, value)| value.id == *id);
+        let counted = tables.forward_count.get(id).ok().flatten().unwrap_or_default();
         Row {
             id: *id,
             protocol: Protocol::name(spec.protocol),
@@ -131,7 +130,7 @@ fn list(instance: &Instance, json: bool) -> Result<()> {
             port: spec.port,
             guest: spec.guest.to_string(),
             guest_port: spec.guest_port,
-            connections: mine.fold(0, |sum, (_, value)| sum.saturating_add(value.connections)),
+            connections: counted.connections,
         }
     };
     let rows: Vec<Row> = state.forwards.iter().map(row).collect();

@@ -79,6 +79,14 @@ impl<K: Pod, V: Pod> Table<K, V> {
         }
     }
 
+    /// Stores many values in one call.
+    ///
+    /// # Errors
+    /// What the kernel answers; some of them may be stored then.
+    pub fn set_all(&self, keys: &[K], values: &[V]) -> io::Result<()> {
+        rawbpf::update_batch(self.fd.as_fd(), keys, values)
+    }
+
     /// Removes a key; false when there was none.
     ///
     /// # Errors

@@ -1,0 +1,79 @@
+//! From a guest to an external endpoint that leads to a guest (RFC 4787 REQ-9, RFC 5382 REQ-8).
+//!
+//! Such a conversation is two ordinary sessions that face each other, as if the packet had gone out by an uplink and come in
+//! again: the sender's, whose remote is the external endpoint that it calls, and the receiver's, whose remote is the external
+//! endpoint that the sender has. The receiver sees the sender's external address and port, and so it answers the same way
+//! round. The packet turns here: source as the first session says, destination as the second.
+
+use aya_ebpf::programs::TcContext;
+use vmnat_common::{
+    Address, Outcome,
+    bridge::BridgePort,
+    flow::{FlowKey, Side},
+    session::{Flags, Session},
+};
+
+use crate::{
+    classify::Way,
+    forward,
+    parse::Packet,
+    rewrite::{self, Change},
+    route, session, settings,
+};
+
+/// Whether the packet turns round on the host: its session does, or it calls a port forward.
+#[inline(always)]
+pub fn concerns(packet: &Packet, known: Option<&Session>) -> bool {
+    known.is_some_and(|session| session.has(Flags::HAIRPIN))
+        || (packet.tracked.is_ok() && forward::find(&packet.key).is_some())
+}
+
+/// The way of a packet that turns round: to the bridge that it came from, with the external address that it calls.
+#[inline(always)]
+pub fn way(packet: &Packet, port: &BridgePort) -> Way {
+    Way {
+        out_if: port.bridge,
+        next_hop: Address::UNSPECIFIED,
+        address: packet.key.destination,
+        mtu: port.mtu,
+        flags: Flags::HAIRPIN,
+    }
+}
+
+/// Takes the packet, whose sender has `session`, on to whom its destination leads.
+#[inline(never)]
+pub fn turn(ctx: &TcContext, packet: &Packet, session: &Session) -> Outcome {
+    let (Ok(outcome) | Err(outcome)) = turned(ctx, packet, session);
+    outcome
+}
+
+#[inline(always)]
+fn turned(ctx: &TcContext, packet: &Packet, session: &Session) -> Result<Outcome, Outcome> {
+    if packet.ttl() <= 1 {
+        return Err(Outcome::InboundTtlExpired);
+    }
+    let key = FlowKey::new(
+        packet.key.protocol,
+        Side::Uplink,
+        session.rewritten(),
+        packet.key.destination_endpoint(),
+    );
+    let onward = if let Some(onward) = session::find(&key)? {
+        onward
+    } else {
+        forward::open_turned(ctx, packet, &key)?;
+        session::find(&key)?.ok_or(Outcome::StaleFlow)?
+    };
+    let now = settings::jiffies();
+    let epoch = settings::get()?.epoch(now);
+    if onward.epoch != epoch {
+        session::follow_lease(onward, epoch);
+    }
+    if packet.size > u32::from(onward.mtu) {
+        return Err(Outcome::InboundTooBig);
+    }
+    session::touch(ctx, onward, packet, now);
+    rewrite::both(ctx, packet, Change::of(session), Change::of(onward))?;
+    route::to_guest(ctx, onward)?;
+    Ok(Outcome::Hairpin)
+}
