@@ -30,6 +30,8 @@ mod guard;
 #[cfg(target_arch = "bpf")]
 mod hairpin;
 #[cfg(target_arch = "bpf")]
+mod host;
+#[cfg(target_arch = "bpf")]
 mod icmp;
 #[cfg(target_arch = "bpf")]
 mod inbound;
@@ -60,9 +62,12 @@ mod verdict;
 
 #[cfg(target_arch = "bpf")]
 mod programs {
-    use aya_ebpf::{macros::classifier, programs::TcContext};
+    use aya_ebpf::{
+        macros::{cgroup_sock_addr, classifier},
+        programs::{SockAddrContext, TcContext},
+    };
 
-    use crate::{clock, guard, inbound, outbound, reaper, verdict};
+    use crate::{clock, guard, host, inbound, outbound, reaper, verdict};
 
     /// tcx ingress of a bridge's port: guest to world, guest to guest.
     #[classifier]
@@ -90,6 +95,34 @@ mod programs {
     #[classifier]
     pub fn guard(ctx: TcContext) -> i32 {
         verdict::settle(&ctx, guard::at_uplink(&ctx))
+    }
+
+    /// A socket of the host connects.
+    #[cgroup_sock_addr(connect4)]
+    pub fn host_connect(ctx: SockAddrContext) -> i32 {
+        host::lead(&ctx);
+        host::GO_ON
+    }
+
+    /// A socket of the host sends a datagram without being connected.
+    #[cgroup_sock_addr(sendmsg4)]
+    pub fn host_send(ctx: SockAddrContext) -> i32 {
+        host::lead(&ctx);
+        host::GO_ON
+    }
+
+    /// A socket of the host is told who has sent a datagram.
+    #[cgroup_sock_addr(recvmsg4)]
+    pub fn host_receive(ctx: SockAddrContext) -> i32 {
+        host::restore(&ctx);
+        host::GO_ON
+    }
+
+    /// A socket of the host asks who its peer is.
+    #[cgroup_sock_addr(getpeername4)]
+    pub fn host_peer(ctx: SockAddrContext) -> i32 {
+        host::restore(&ctx);
+        host::GO_ON
     }
 
     /// Run by user space through `BPF_PROG_TEST_RUN`: removes what it nominates.

@@ -16,7 +16,8 @@ use std::{
 use anyhow::{Context as _, Result, anyhow};
 use aya::{
     Ebpf, EbpfLoader,
-    programs::{ProgramError, SchedClassifier},
+    pin::PinError,
+    programs::{CgroupSockAddr, ProgramError, SchedClassifier},
 };
 use nix::{
     mount::{MsFlags, mount, umount},
@@ -93,6 +94,8 @@ pub mod map {
 
 /// Names of the programs, as `vmnat-ebpf/src/main.rs` declares them.
 pub mod program {
+    use aya::programs::CgroupSockAddrAttachType;
+
     /// Ingress of a bridge's port.
     pub const OUTBOUND_PORT: &str = "outbound_port";
     /// Ingress of a bridge.
@@ -106,8 +109,35 @@ pub mod program {
     /// Tells jiffies.
     pub const CLOCK: &str = "clock";
 
-    /// All of them.
+    /// All classifiers.
     pub const ALL: [&str; 6] = [OUTBOUND_PORT, OUTBOUND_BRIDGE, INBOUND, GUARD, REAPER, CLOCK];
+
+    /// A program of the host's own sockets.
+    #[derive(Clone, Copy, Debug)]
+    pub struct HostProgram {
+        /// Its name.
+        pub name: &'static str,
+        /// Which call of a socket it sees.
+        pub attach_type: CgroupSockAddrAttachType,
+        /// The word for that call.
+        pub point: &'static str,
+    }
+
+    /// All programs of the host's own sockets. What restores an address stands before what changes it.
+    pub const HOST: [HostProgram; 4] = [
+        host("host_peer", "getpeername4", CgroupSockAddrAttachType::GetPeerName4),
+        host("host_receive", "recvmsg4", CgroupSockAddrAttachType::UDPRecvMsg4),
+        host("host_send", "sendmsg4", CgroupSockAddrAttachType::UDPSendMsg4),
+        host("host_connect", "connect4", CgroupSockAddrAttachType::Connect4),
+    ];
+
+    const fn host(
+        name: &'static str,
+        point: &'static str,
+        attach_type: CgroupSockAddrAttachType,
+    ) -> HostProgram {
+        HostProgram { name, attach_type, point }
+    }
 }
 
 /// What a load may vary.
@@ -170,7 +200,8 @@ pub fn release_bpffs() -> bool {
 #[must_use]
 pub fn is_pinned(instance: &Instance) -> bool {
     let maps = map::ALL.iter().all(|name| instance.map(name).exists());
-    maps && program::ALL.iter().all(|name| instance.program(name).exists())
+    let programs = program::ALL.into_iter().chain(program::HOST.map(|host| host.name));
+    maps && programs.into_iter().all(|name| instance.program(name).exists())
 }
 
 /// Loads the embedded object, with the maps that are pinned already, and pins everything.
@@ -179,7 +210,7 @@ pub fn is_pinned(instance: &Instance) -> bool {
 /// [`Error::UnknownLayout`] for a pinned map that differs, [`Error::KernelTooOld`] when the verifier refuses a
 /// program, [`Error::NotPermitted`] without the privilege.
 pub fn load(instance: &Instance, options: LoadOptions) -> Result<()> {
-    for directory in [instance.maps(), instance.programs(), instance.links()] {
+    for directory in [instance.maps(), instance.programs(), instance.links(), instance.host_links()] {
         let made = DirBuilder::new().recursive(true).mode(0o700).create(&directory);
         made.with_context(|| format!("make {}", directory.display()))?;
     }
@@ -189,7 +220,14 @@ pub fn load(instance: &Instance, options: LoadOptions) -> Result<()> {
     for name in program::ALL {
         let classifier = classifier(&mut ebpf, name)?;
         classifier.load().map_err(|error| refused(name, &error))?;
-        pin(classifier, &instance.program(name))?;
+        pin(&instance.program(name), |path| classifier.pin(path))?;
+    }
+    for host in program::HOST {
+        let program = ebpf.program_mut(host.name);
+        let program = program.with_context(|| format!("the object has no program {}", host.name))?;
+        let program: &mut CgroupSockAddr = program.try_into()?;
+        program.load().map_err(|error| refused(host.name, &error))?;
+        pin(&instance.program(host.name), |path| program.pin(path))?;
     }
     Ok(())
 }
@@ -279,12 +317,12 @@ fn classifier<'a>(ebpf: &'a mut Ebpf, name: &str) -> Result<&'a mut SchedClassif
 }
 
 /// Pins under a name of its own first, so that a pinned program is replaced in one step.
-fn pin(classifier: &mut SchedClassifier, path: &Path) -> Result<()> {
+fn pin(path: &Path, pin_at: impl FnOnce(&Path) -> Result<(), PinError>) -> Result<()> {
     let next = path
         .with_extension("")
         .with_file_name(format!("{}-next", path.file_name().unwrap_or_default().to_string_lossy()));
     let _ = fs::remove_file(&next);
-    classifier.pin(&next).with_context(|| format!("pin {}", next.display()))?;
+    pin_at(&next).with_context(|| format!("pin {}", next.display()))?;
     fs::rename(&next, path).with_context(|| format!("pin {}", path.display()))
 }
 
@@ -341,7 +379,7 @@ mod tests {
         for name in map::ALL {
             assert!(object.maps.contains_key(name), "{name}");
         }
-        for name in program::ALL {
+        for name in program::ALL.into_iter().chain(program::HOST.map(|host| host.name)) {
             assert!(object.programs.contains_key(name), "{name}");
         }
     }

@@ -17,6 +17,7 @@ pub mod launch;
 pub mod leases;
 pub mod link;
 mod netlink;
+pub mod netns;
 pub mod paths;
 pub mod plan;
 pub mod rawbpf;

@@ -8,6 +8,7 @@
 
 mod admission;
 mod clsact;
+mod host;
 mod tcx;
 
 use std::fmt;
@@ -17,7 +18,10 @@ use aya::programs::TcAttachType;
 use rtnetlink::Handle;
 use serde::{Deserialize, Serialize};
 
-pub use self::admission::admit;
+pub use self::{
+    admission::admit,
+    host::{cgroup_root, stands, sync_host},
+};
 use crate::{
     dataplane::program,
     paths::Instance,
@@ -150,6 +154,10 @@ pub async fn sync(
 /// Detaches everything, ports first and uplinks last; returns a line for each interface, and what failed.
 pub async fn detach_all(instance: &Instance, handle: &Handle, state: &mut State) -> Synced {
     let mut synced = tcx::detach_all(instance);
+    match host::detach(instance) {
+        Ok(changes) => synced.changes.extend(changes),
+        Err(error) => synced.failures.push(error),
+    }
     let filters = clsact::detach_all(handle, state).await;
     synced.changes.extend(filters.changes);
     synced.failures.extend(filters.failures);

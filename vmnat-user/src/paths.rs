@@ -104,6 +104,12 @@ impl Instance {
         self.links().join(format!("{interface}-{hook}"))
     }
 
+    /// Directory of the pinned links of the host's own sockets.
+    #[must_use]
+    pub fn host_links(&self) -> PathBuf {
+        self.schema_pins().join("host")
+    }
+
     /// Directory of the running state.
     #[must_use]
     pub fn run(&self) -> PathBuf {

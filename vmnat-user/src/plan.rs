@@ -243,6 +243,7 @@ fn plan_forwards(state: &State, networks: &[PlannedNetwork], plan: &mut Plan) {
         };
         let target = spec.target();
         let every = plan.uplink.iter().map(|(_, uplink)| uplink.address).filter(|a| !a.is_unspecified());
+        let every = every.chain([Address::new([127, 0, 0, 1])]);
         let mut addresses: Vec<Address> = spec.host.map_or_else(|| every.collect(), |host| vec![host.into()]);
         addresses.sort_unstable();
         addresses.dedup();
@@ -390,7 +391,7 @@ mod tests {
         let plan = plan(&state, &facts, &Circumstances::default()).unwrap();
         let at = |address, port| place(6, Endpoint::new(Address::new(address), Port::new(port)));
         let firsts: Vec<u64> = plan.forward.iter().map(|forward| forward.first).collect();
-        assert_eq!(firsts, [at([192, 0, 2, 7], 81), at([198, 51, 100, 2], 80)]);
+        assert_eq!(firsts, [at([127, 0, 0, 1], 80), at([192, 0, 2, 7], 81), at([198, 51, 100, 2], 80)]);
         assert_eq!(plan.warnings.len(), 1);
     }
 

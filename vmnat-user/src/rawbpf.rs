@@ -118,6 +118,16 @@ pub fn tcx_link(link: BorrowedFd<'_>) -> io::Result<TcxLink> {
     Ok(TcxLink { id: info.id, program: info.prog_id, ifindex: tcx.ifindex, attach_type: tcx.attach_type })
 }
 
+/// The kernel's number of the program that a link holds.
+///
+/// # Errors
+/// What `BPF_OBJ_GET_INFO_BY_FD` answers.
+pub fn link_program(link: BorrowedFd<'_>) -> io::Result<u32> {
+    // SAFETY: `bpf_link_info` is a plain C structure, for which zero is a value.
+    let info: bpf_link_info = unsafe { object_info(link) }?;
+    Ok(info.prog_id)
+}
+
 /// The kernel's number of a program.
 ///
 /// # Errors

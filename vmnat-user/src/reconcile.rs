@@ -104,6 +104,12 @@ pub async fn attach(
     }
     done.failures.extend(synced.failures);
     state.warnings.clone_from(&plan.warnings);
+    match link::sync_host(instance, !plan.forward.is_empty()) {
+        Ok(changes) => done.changes.extend(changes),
+        Err(error) => state.warnings.push(format!(
+            "the host itself cannot use its port forwards, only guests and the world can: {error:#}"
+        )),
+    }
     state.warnings.extend(done.failures.iter().map(|failure| format!("{failure:#}")));
     Ok(())
 }

@@ -9,11 +9,12 @@ use tokio::time::sleep;
 use super::{network, print, uplink};
 use crate::{
     agent, change,
+    dataplane::program::{self, HostProgram},
     error::Error,
     facts,
     facts::Facts,
     flows::{self, Filter},
-    link::Point,
+    link::{self, Point},
     paths::Instance,
     plan::{self, Circumstances},
     rawbpf,
@@ -148,7 +149,7 @@ fn hooks(instance: &Instance, state: &State, tables: &Tables, facts: &Facts) -> 
     let obstructed = unfit.map(|link| (link.index, String::new())).collect();
     let circumstances = Circumstances { obstructed, ..Circumstances::default() };
     let Ok(plan) = plan::plan(state, facts, &circumstances) else { return Vec::new() };
-    let row = |hook: crate::link::Hook| {
+    let row = |hook: link::Hook| {
         let (attached, order) = match state.hook {
             HookMode::Tcx => tcx_order(instance, hook.ifindex, hook.point, hook.program),
             HookMode::Clsact => {
@@ -171,7 +172,21 @@ fn hooks(instance: &Instance, state: &State, tables: &Tables, facts: &Facts) -> 
             order,
         }
     };
-    plan.hooks.into_iter().map(row).collect()
+    let sockets = if plan.forward.is_empty() { Vec::new() } else { host_hooks(instance) };
+    plan.hooks.into_iter().map(row).chain(sockets).collect()
+}
+
+/// The hooks of the host's own sockets; none where the kernel has no place for them, which is a warning.
+fn host_hooks(instance: &Instance) -> Vec<HookRow> {
+    let Some(root) = link::cgroup_root() else { return Vec::new() };
+    let row = |host: HostProgram| HookRow {
+        interface: root.display().to_string(),
+        point: host.point,
+        program: host.name,
+        attached: link::stands(instance, &host),
+        order: Vec::new(),
+    };
+    program::HOST.map(row).into()
 }
 
 /// Whether the program stands at a tcx hook, and everyone who does.

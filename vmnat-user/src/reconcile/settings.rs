@@ -7,6 +7,7 @@ use vmnat_common::{Protocol, SCHEMA_VERSION, settings::Settings, timeout::Timeou
 
 use crate::{
     host_ports::{self, DEFAULT_RANGE},
+    netns,
     state::State,
     tables::Tables,
 };
@@ -25,6 +26,7 @@ pub(super) fn settle(tables: &Tables, state: &State) -> Result<()> {
         pool_first: pool.first,
         pool_last: pool.last,
         timeouts: timeouts(state)?.in_jiffies(hertz),
+        netns_cookie: netns::cookie().context("ask for the network namespace's cookie")?,
         ..current
     };
     if wanted != current {
