@@ -1,4 +1,4 @@
-//! A real web server and a real sshd in the guest, reached through port forwards.
+//! A real web server and a real sshd in the guest, reached through port forwards, from the world and from beside it.
 //!
 //! Each test boots the guest under FORWARD and INPUT on drop, and sees that nobody gets through before the forwards
 //! are there: 8080 to nginx and 2222 to sshd. Then its caller downloads 4 MB from nginx, logs in with ssh, and moves
@@ -29,6 +29,16 @@ fn the_world_reaches_a_real_web_server_and_sshd_on_clsact() -> Result<()> {
     the_world_reaches_a_real_web_server_and_sshd(Hook::Clsact)
 }
 
+#[test]
+fn a_sibling_reaches_a_real_web_server_and_sshd_on_tcx() -> Result<()> {
+    a_sibling_reaches_a_real_web_server_and_sshd(Hook::Tcx)
+}
+
+#[test]
+fn a_sibling_reaches_a_real_web_server_and_sshd_on_clsact() -> Result<()> {
+    a_sibling_reaches_a_real_web_server_and_sshd(Hook::Clsact)
+}
+
 /// The guest sees the caller's own address.
 fn the_world_reaches_a_real_web_server_and_sshd(hook: Hook) -> Result<()> {
     let mut servers = Servers::boot(hook)?;
@@ -37,6 +47,22 @@ fn the_world_reaches_a_real_web_server_and_sshd(hook: Hook) -> Result<()> {
     servers.forward()?;
     let seen_as = servers.used_by(&world, EXTERNAL)?;
     ensure!(seen_as == SERVER, "the guest sees {seen_as}");
+    servers.lab.assert_invariants()
+}
+
+/// The caller is another guest, which comes by the external address; the guest sees that address (RFC 4787 REQ-9).
+/// Then the guest calls itself the same way.
+fn a_sibling_reaches_a_real_web_server_and_sshd(hook: Hook) -> Result<()> {
+    let mut servers = Servers::boot(hook)?;
+    let (sibling, world) = (servers.lab.guest(1)?.clone(), servers.lab.world.clone());
+    must_be_closed(&sibling, EXTERNAL)?;
+    servers.forward()?;
+    let seen_as = servers.used_by(&sibling, EXTERNAL)?;
+    ensure!(seen_as == EXTERNAL, "the guest sees {seen_as}");
+
+    let fetch = format!("wget -q -O - http://{EXTERNAL}:{WEB}/bytes");
+    let own = servers.login.run(&world, EXTERNAL, SSH, &fetch, b"").context("the guest calls itself")?;
+    must_be_the_file("the guest's own download", &own)?;
     servers.lab.assert_invariants()
 }
 
