@@ -1,4 +1,4 @@
-//! A real web server and a real sshd in the guest, reached through port forwards, from the world and from beside it.
+//! A real web server and a real sshd in the guest, reached through port forwards from everywhere.
 //!
 //! Each test boots the guest under FORWARD and INPUT on drop, and sees that nobody gets through before the forwards
 //! are there: 8080 to nginx and 2222 to sshd. Then its caller downloads 4 MB from nginx, logs in with ssh, and moves
@@ -39,6 +39,16 @@ fn a_sibling_reaches_a_real_web_server_and_sshd_on_clsact() -> Result<()> {
     a_sibling_reaches_a_real_web_server_and_sshd(Hook::Clsact)
 }
 
+#[test]
+fn the_host_reaches_a_real_web_server_and_sshd_on_tcx() -> Result<()> {
+    the_host_reaches_a_real_web_server_and_sshd(Hook::Tcx)
+}
+
+#[test]
+fn the_host_reaches_a_real_web_server_and_sshd_on_clsact() -> Result<()> {
+    the_host_reaches_a_real_web_server_and_sshd(Hook::Clsact)
+}
+
 /// The guest sees the caller's own address.
 fn the_world_reaches_a_real_web_server_and_sshd(hook: Hook) -> Result<()> {
     let mut servers = Servers::boot(hook)?;
@@ -63,6 +73,20 @@ fn a_sibling_reaches_a_real_web_server_and_sshd(hook: Hook) -> Result<()> {
     let fetch = format!("wget -q -O - http://{EXTERNAL}:{WEB}/bytes");
     let own = servers.login.run(&world, EXTERNAL, SSH, &fetch, b"").context("the guest calls itself")?;
     must_be_the_file("the guest's own download", &own)?;
+    servers.lab.assert_invariants()
+}
+
+/// The caller is the host, by the uplink's address and by its loopback.
+fn the_host_reaches_a_real_web_server_and_sshd(hook: Hook) -> Result<()> {
+    let mut servers = Servers::boot(hook)?;
+    let host = servers.lab.host.clone();
+    for address in [EXTERNAL, "127.0.0.1"] {
+        must_be_closed(&host, address)?;
+    }
+    servers.forward()?;
+    for address in [EXTERNAL, "127.0.0.1"] {
+        servers.used_by(&host, address)?;
+    }
     servers.lab.assert_invariants()
 }
 
