@@ -147,14 +147,23 @@ impl Archive {
     ///
     /// When one of them cannot be read.
     pub fn program(&mut self, path: &str, source: &Path) -> Result<()> {
-        let content = fs::read(source).with_context(|| format!("read {}", source.display()))?;
-        self.file(path, 0o755, &content);
+        self.copy(path, source)?;
         for library in libraries_of(source)? {
-            let inside = library.trim_start_matches('/').to_owned();
-            if !self.files.contains(&inside) {
-                self.file(&inside, 0o755, &fs::read(&library)?);
-                self.files.push(inside);
-            }
+            self.copy(library.trim_start_matches('/'), Path::new(&library))?;
+        }
+        Ok(())
+    }
+
+    /// Adds an executable file of this machine, a library say, unless it is there.
+    ///
+    /// # Errors
+    ///
+    /// When it cannot be read.
+    pub fn copy(&mut self, path: &str, source: &Path) -> Result<()> {
+        if !self.files.iter().any(|file| file == path) {
+            let content = fs::read(source).with_context(|| format!("read {}", source.display()))?;
+            self.file(path, 0o755, &content);
+            self.files.push(path.to_owned());
         }
         Ok(())
     }

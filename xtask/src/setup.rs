@@ -4,6 +4,7 @@
 //! machine that got it another way is left alone.
 
 pub mod guest_kernel;
+pub mod guest_root;
 mod kernel;
 mod linker;
 mod packages;
@@ -49,6 +50,7 @@ pub fn ensure(scope: Scope) -> Result<()> {
         packages::ensure(packages::LAB)?;
         kernel::ensure_lab()?;
         guest_kernel::ensure()?;
+        guest_root::ensure()?;
     }
     Ok(())
 }

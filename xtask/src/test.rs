@@ -9,7 +9,7 @@ use crate::{
     check::{CHECKS, Check},
     command::{self, cargo},
     demo, project, setup,
-    setup::guest_kernel,
+    setup::{guest_kernel, guest_root},
     steps::Steps,
 };
 
@@ -99,7 +99,8 @@ impl Tier {
             command.args(project::LAB);
         }
         command.args(self.selection).arg("--").args(self.harness).args(filter);
-        command.env(guest_kernel::VARIABLE, guest_kernel::dir()).env(project::VMNAT, project::built("vmnat"));
+        command.env(guest_kernel::VARIABLE, guest_kernel::dir()).env(guest_root::VARIABLE, guest_root::dir());
+        command.env(project::VMNAT, project::built("vmnat"));
         command
     }
 }

@@ -121,10 +121,10 @@ impl Namespace {
     /// # Errors
     ///
     /// When it cannot be started.
-    pub fn output(&self, command: &[&str], input: &str) -> Result<Output> {
+    pub fn output(&self, command: &[&str], input: impl AsRef<[u8]>) -> Result<Output> {
         let mut child = self.spawn_command(command, Stdio::piped(), Stdio::piped(), Stdio::piped())?;
         if let Some(mut pipe) = child.stdin.take() {
-            pipe.write_all(input.as_bytes()).ok();
+            pipe.write_all(input.as_ref()).ok();
         }
         let (stdout, stderr) = (read_aside(child.stdout.take()), read_aside(child.stderr.take()));
         let line = command.join(" ");

@@ -1,4 +1,6 @@
-//! A real guest boots behind vmnat and uses the world; a real kernel of a distribution carries vmnat.
+//! A real guest boots behind vmnat, uses the world and serves it; a real kernel of a distribution carries vmnat.
+
+mod servers;
 
 use std::time::Duration;
 
@@ -24,7 +26,7 @@ fn a_real_guest_is_online_and_reached_on_clsact() -> Result<()> {
 /// 1. FORWARD and INPUT are dropped, vmnat is up with port 8080 forwarded to the guest.
 /// 2. The guest boots on a tap; it pings the world, downloads 4 MB and checks their SHA-256, and asks a
 ///    name server over UDP, which sees the external address.
-/// 3. The world downloads 1 MB from the guest's own server through the port forward, and checks their SHA-256.
+/// 3. The world downloads 4 MB from the guest's own server through the port forward, and checks their SHA-256.
 fn a_real_guest_is_online_and_reached(hook: Hook) -> Result<()> {
     let mut lab = Lab::new()?;
     lab.host.nft(NFT_DROPS)?;

@@ -37,12 +37,7 @@ pub fn ensure() -> Result<()> {
     packages::update()?;
     let package = package()?;
     println!("fetching {package} into {} (not installed) ...", dir.display());
-    fs::create_dir_all(&dir).with_context(|| format!("cannot create {}", dir.display()))?;
-    packages::download(&package, &dir)?;
-    for file in debs(&dir)? {
-        command::run(&mut program("dpkg", ["-x".as_ref(), file.as_os_str(), dir.as_os_str()]))?;
-        fs::remove_file(file)?;
-    }
+    packages::unpack(&[&package], &dir)?;
     // Debian 13 keeps modules below usr/lib alone.
     if !dir.join("lib").exists() {
         symlink("usr/lib", dir.join("lib"))?;
@@ -67,15 +62,6 @@ fn unpack_modules(dir: &Path) -> Result<()> {
     let modules = dir.join("lib/modules/");
     let args = ["-name", "*.ko.xz", "-exec", "xz", "--decompress", "{}", "+"];
     command::run(program("find", [modules]).args(args))
-}
-
-fn debs(dir: &Path) -> Result<Vec<PathBuf>> {
-    let paths = fs::read_dir(dir)?.map(|entry| entry.map(|entry| entry.path()));
-    let paths = paths.collect::<Result<Vec<_>, _>>()?;
-    Ok(paths
-        .into_iter()
-        .filter(|path| path.extension().is_some_and(|extension| extension == "deb"))
-        .collect())
 }
 
 /// The release of the kernel in `dir`, as `uname -r` would say it there.

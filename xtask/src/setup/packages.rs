@@ -1,6 +1,11 @@
 //! Debian packages: which, why, and how to tell that one is not needed.
 
-use std::{fs, path::Path, process};
+use std::{
+    ffi::OsStr,
+    fs,
+    path::{Path, PathBuf},
+    process,
+};
 
 use anyhow::{Context as _, Result, ensure};
 
@@ -40,6 +45,7 @@ pub const LAB: &[Package] = &[
     Package { name: "qemu-system-x86", probes: &["qemu-system-x86_64"], why: "runs the real guest" },
     Package { name: "busybox-static", probes: &["busybox"], why: "the real guest's user space" },
     Package { name: "xz-utils", probes: &["xz"], why: "unpacks the real guest's kernel modules" },
+    Package { name: "openssh-client", probes: &["ssh", "ssh-keygen"], why: "logs in to the real guest" },
 ];
 
 /// Installs those that are missing.
@@ -79,12 +85,50 @@ pub fn is_available(name: &str) -> Result<bool> {
     Ok(policy.lines().any(|line| line.contains("Candidate:") && !line.contains("(none)")))
 }
 
-/// Downloads a package's file, by its exact name, into a directory.
-pub fn download(name: &str, into: &Path) -> Result<()> {
+/// Downloads packages, by their exact names, and unpacks their files into a directory; installs nothing.
+pub fn unpack(names: &[impl AsRef<OsStr>], into: &Path) -> Result<()> {
     update()?;
+    fs::create_dir_all(into).with_context(|| format!("cannot create {}", into.display()))?;
     // The download as `_apt`, apt's default, may not enter directories below a home.
-    let mut apt = apt(&["download", "-qq", "-o", "APT::Sandbox::User=root", name]);
-    command::output(apt.current_dir(into)).map(|_said| ())
+    let mut apt = apt(&["download", "-qq", "-o", "APT::Sandbox::User=root"]);
+    command::output(apt.args(names).current_dir(into))?;
+    for file in debs(into)? {
+        command::run(&mut program("dpkg-deb", ["-x".as_ref(), file.as_os_str(), into.as_os_str()]))?;
+        fs::remove_file(file)?;
+    }
+    Ok(())
+}
+
+fn debs(dir: &Path) -> Result<Vec<PathBuf>> {
+    let paths = fs::read_dir(dir)?.map(|entry| entry.map(|entry| entry.path()));
+    let paths = paths.collect::<Result<Vec<_>, _>>()?;
+    Ok(paths
+        .into_iter()
+        .filter(|path| path.extension().is_some_and(|extension| extension == "deb"))
+        .collect())
+}
+
+/// The libraries that packages need on a machine where nothing is installed yet.
+pub fn libraries_of(names: &[&str]) -> Result<Vec<String>> {
+    update()?;
+    // Without the list of what is installed, apt plans for an empty machine.
+    let options =
+        ["install", "--simulate", "-qq", "--no-install-recommends", "-o", "Dir::State::status=/dev/null"];
+    let plan = command::output(apt(&options).args(names))?;
+    let planned = plan.lines().filter_map(|line| line.strip_prefix("Inst ")?.split(' ').next());
+    let mut show = program("apt-cache", ["show", "--no-all-versions"]);
+    Ok(libraries_among(&command::output(show.args(planned))?))
+}
+
+/// The packages that stand in the section of libraries, of control files as `apt-cache show` prints them.
+fn libraries_among(shown: &str) -> Vec<String> {
+    let field = |paragraph: &str, name: &str| {
+        paragraph.lines().find_map(|line| line.strip_prefix(name).map(|value| value.trim().to_owned()))
+    };
+    let libraries = shown.split("\n\n").filter(|paragraph| {
+        field(paragraph, "Section:").is_some_and(|section| section.rsplit('/').next() == Some("libs"))
+    });
+    libraries.filter_map(|paragraph| field(paragraph, "Package:")).collect()
 }
 
 /// Refreshes the package lists, once a run; old lists often serve as well, so a failure is only said.
@@ -156,5 +200,17 @@ impl Drop for NoServices {
         {
             eprintln!("xtask: cannot remove {}: {error}; it has no effect from here on", Self::PATH);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::libraries_among;
+
+    #[test]
+    fn libraries_are_told_by_their_section() {
+        let shown = "Package: zlib1g\nVersion: 1\nSection: libs\n\nPackage: perl-base\nSection: perl\n\n\
+                     Package: libssl3\nSection: universe/libs\nDescription: a\n b\n";
+        assert_eq!(libraries_among(shown), ["zlib1g", "libssl3"]);
     }
 }
