@@ -54,6 +54,7 @@ export PATH=/sbin:/bin
 # This shell prefers its own applets to what PATH names.
 ip() { /sbin/ip "$@"; }
 mount -t proc proc /proc; mount -t sysfs sysfs /sys; mount -t devtmpfs dev /dev 2>/dev/null; mount -t tmpfs run /run
+mount -t cgroup2 none /sys/fs/cgroup
 mkdir /var; ln -s /run /var/run
 for module in /mod/*.ko; do insmod "$module"; done
 report() { name=$1; shift; if out=$("$@" 2>&1); then say=ok; else say=FAIL; fi; echo "vm:$name $say $(echo $out)"; }
@@ -78,6 +79,9 @@ report dnat vmnat dnat add 8080:192.168.122.10:80
 report ping guest ping -q -c 3 -w 10 203.0.113.1
 report download hash guest http://203.0.113.1/bytes
 report forward hash world http://203.0.113.2:8080/bytes
+report hairpin hash guest http://203.0.113.2:8080/bytes
+report loopback hash env http://127.0.0.1:8080/bytes
+report external hash env http://203.0.113.2:8080/bytes
 report status vmnat status
 report down vmnat down
 report left left_as_found

@@ -19,7 +19,7 @@ fn left(rig: &mut Rig, packet: &Packet) -> Vec<u8> {
 }
 
 /// An ICMP error that quotes the first `length` bytes of `quoted`.
-fn error(ends: Ends, kind: u8, code: u8, quoted: &[u8], length: usize) -> Packet {
+pub fn error(ends: Ends, kind: u8, code: u8, quoted: &[u8], length: usize) -> Packet {
     let body = [&[kind, code, 0, 0, 0, 0, 0, 0], &quoted[..length]].concat();
     Packet::new(ends, 1, body, Some(2))
 }
@@ -33,7 +33,7 @@ fn quote(ran: &Ran) -> Vec<u8> {
 }
 
 /// The quoted packet as one of its own: also its transport checksum must be right.
-fn whole_quote(ran: &Ran) -> Ipv4 {
+pub fn whole_quote(ran: &Ran) -> Ipv4 {
     let frame = [&[0; 12], &[0x08, 0x00][..], &quote(ran)].concat();
     let packet = Ipv4::parse(&frame).expect("a whole packet");
     assert!(packet.body_is_sound, "the quoted transport checksum");

@@ -14,7 +14,9 @@
 
 mod budget;
 mod errors;
+mod forwards;
 mod guard;
+mod hairpin;
 mod inbound;
 mod outbound;
 mod reaper;
