@@ -129,7 +129,7 @@ impl Mac {
     }
 }
 
-/// The protocols that vmnat tracks by port or identifier, as IP numbers.
+/// The protocols that vmnat tracks by port or identifier, as IP numbers. All others are tracked by address alone.
 #[repr(u8)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Protocol {
@@ -139,13 +139,17 @@ pub enum Protocol {
     Tcp = 6,
     /// UDP.
     Udp = 17,
+    /// DCCP, whose ports are tracked and never changed.
+    Dccp = 33,
     /// SCTP, whose ports are tracked and never changed: its checksum covers the whole packet (RFC 9260 section 6.8).
     Sctp = 132,
+    /// UDP-Lite, whose ports are tracked and never changed.
+    UdpLite = 136,
 }
 
 impl Protocol {
     /// Every tracked protocol.
-    pub const ALL: [Self; 4] = [Self::Icmp, Self::Tcp, Self::Udp, Self::Sctp];
+    pub const ALL: [Self; 6] = [Self::Icmp, Self::Tcp, Self::Udp, Self::Dccp, Self::Sctp, Self::UdpLite];
 
     /// The protocol of an IP number, where vmnat tracks it.
     #[must_use]
@@ -154,7 +158,9 @@ impl Protocol {
             1 => Some(Self::Icmp),
             6 => Some(Self::Tcp),
             17 => Some(Self::Udp),
+            33 => Some(Self::Dccp),
             132 => Some(Self::Sctp),
+            136 => Some(Self::UdpLite),
             _ => None,
         }
     }
@@ -165,20 +171,23 @@ impl Protocol {
         self as u8
     }
 
-    /// True when an external port may differ from the guest's.
+    /// True when an external port may differ from the guest's; then a mapping gives each internal endpoint its own. The ports
+    /// of all others stay, and a tuple that another guest holds is refused.
     #[must_use]
     pub const fn may_change_port(self) -> bool {
-        !matches!(self, Self::Sctp)
+        matches!(self, Self::Icmp | Self::Tcp | Self::Udp)
     }
 
-    /// The name that people write: `icmp`, `tcp`, `udp`, `sctp`.
+    /// The name that people write: `icmp`, `tcp`, `udp`, `dccp`, `sctp`, `udplite`.
     #[must_use]
     pub const fn name(self) -> &'static str {
         match self {
             Self::Icmp => "icmp",
             Self::Tcp => "tcp",
             Self::Udp => "udp",
+            Self::Dccp => "dccp",
             Self::Sctp => "sctp",
+            Self::UdpLite => "udplite",
         }
     }
 }
@@ -293,6 +302,6 @@ mod tests {
         for protocol in Protocol::ALL {
             assert_eq!(Protocol::from_number(protocol.number()), Some(protocol));
         }
-        assert_eq!(Protocol::from_number(136), None);
+        assert_eq!(Protocol::from_number(47), None);
     }
 }

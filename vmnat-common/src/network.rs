@@ -22,4 +22,15 @@ pub struct Network {
     pub bridge: u32,
     /// The host's address in it; unspecified when the bridge has none.
     pub gateway: Address,
+    /// [`NetworkFlags`] bits.
+    pub flags: u32,
+}
+
+/// Bits of [`Network::flags`].
+#[derive(Clone, Copy, Debug)]
+pub struct NetworkFlags;
+
+impl NetworkFlags {
+    /// Filtering is endpoint-independent: whoever calls the external endpoint of a mapping reaches its guest.
+    pub const OPEN_TO_ALL: u32 = 1;
 }

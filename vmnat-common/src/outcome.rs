@@ -61,7 +61,6 @@ catalogue! {
         InvalidDestination = Dropped, "invalid_destination", "Addressed to where no router forwards.";
         ClosedExit = Dropped, "closed_exit", "The route leads to an exit that was closed before vmnat turned on forwarding for the bridge.";
         Fragment = Dropped, "fragment", "A fragment, whose ports cannot be known.";
-        UnsupportedProtocol = Dropped, "unsupported_protocol", "Neither TCP nor UDP nor an ICMP query.";
         IcmpNotQuery = Dropped, "icmp_not_query", "An ICMP message of a guest that neither asks anything nor reports an error.";
         ErrorWithoutFlow = Dropped, "error_without_flow", "A guest's ICMP error about no flow of its own.";
         RefusedSource = Dropped, "refused_source", "Addressed to a port forward that its source may not use.";

@@ -25,7 +25,7 @@ pub const fn pool_bit(protocol: Protocol, port: u16) -> Option<(u32, u64)> {
         Protocol::Tcp => 0,
         Protocol::Udp => 1024,
         Protocol::Sctp => 2048,
-        Protocol::Icmp => return None,
+        Protocol::Icmp | Protocol::Dccp | Protocol::UdpLite => return None,
     };
     Some((base | (port >> 6) as u32, 1 << (port & 63)))
 }
@@ -55,7 +55,7 @@ impl PortRange {
     pub const fn for_port(protocol: Protocol, wanted: u16, pool: Self) -> Self {
         match protocol {
             // A port that is kept has no class to keep to.
-            Protocol::Icmp | Protocol::Sctp => Self::ALL,
+            Protocol::Icmp | Protocol::Dccp | Protocol::Sctp | Protocol::UdpLite => Self::ALL,
             Protocol::Tcp | Protocol::Udp if wanted < FIRST_UNPRIVILEGED => Self::PRIVILEGED,
             Protocol::Tcp | Protocol::Udp => pool,
         }

@@ -92,7 +92,7 @@ impl Timeouts {
             Some(Protocol::Udp) if life.is_replied() => self.udp_replied,
             Some(Protocol::Udp) => self.udp_unreplied,
             Some(Protocol::Icmp) => self.icmp,
-            Some(Protocol::Sctp) | None => self.other,
+            Some(Protocol::Dccp | Protocol::Sctp | Protocol::UdpLite) | None => self.other,
         }
     }
 }

@@ -18,6 +18,7 @@ use vmnat_common::{
 
 use crate::{
     classify::Way,
+    filtering,
     maps::{BRIDGE_PORT, FORWARD, FORWARD_ACTIVE, FORWARD_COUNT, FORWARD_SOURCE, UPLINK},
     parse::{self, Packet},
     route::{self, Route},
@@ -90,22 +91,27 @@ extern "C" fn halve(_step: u32, halving: *mut c_void) -> i64 {
     0
 }
 
-/// Opens the session of a packet from the world, if answers leave by the uplink that it came in by.
+/// Opens the session of a packet from the world that a port forward or the guest's own mapping invites, if answers leave by the
+/// uplink that it came in by. All else is the host's own.
 ///
-/// What a socket of the host's own conversation waits for is the host's, also on a port that was given to a guest.
+/// What a socket of the host's own conversation waits for is the host's, also on a port that was given to a guest; a socket that
+/// waits for anybody keeps its port from mappings, not from forwards.
 #[inline(always)]
-pub fn open(ctx: &TcContext, packet: &Packet, invitation: Invitation) -> Result<(), Outcome> {
+pub fn open(ctx: &TcContext, packet: &Packet) -> Result<(), Outcome> {
+    let invited = invited(&packet.key).ok_or(Outcome::NoFlow)?;
     let Some(protocol) = packet.protocol() else { return Err(Outcome::NoFlow) };
-    if socket::holding(ctx, protocol, &packet.key, packet.key.destination_endpoint()) == socket::CONVERSING {
+    let holding = socket::holding(ctx, protocol, &packet.key, packet.key.destination_endpoint());
+    let most = if invited.forward == 0 { socket::NONE } else { socket::WAITING };
+    if holding > most {
         return Err(Outcome::NoFlow);
     }
-    admit(&invitation, packet.key.source)?;
-    session::may_open(protocol, packet)?;
+    admit(&invited, packet.key.source)?;
+    session::may_open(packet)?;
     let in_if = parse::interface(ctx);
-    let bridge = bridge_of(invitation.forward)?;
+    let bridge = bridge_of(invited.bridge)?;
     // SAFETY: user space replaces whole values of this small map.
     let uplink = unsafe { UPLINK.get(in_if) }.ok_or(Outcome::Unmanaged)?;
-    let target = invitation.target;
+    let (target, forward) = (invited.target, invited.forward);
     let mut back = Route::default();
     route::lookup(ctx, &packet.key.reverse(target), packet.tos, bridge.bridge, &mut back)?;
     if back.out_if != in_if {
@@ -113,7 +119,6 @@ pub fn open(ctx: &TcContext, packet: &Packet, invitation: Invitation) -> Result<
     }
     let way =
         Way { out_if: in_if, next_hop: back.next_hop, address: uplink.address, mtu: uplink.mtu, flags: 0 };
-    let forward = invitation.forward.id;
     session::insert_invited(ctx, &Invited { key: &packet.key, target, forward, bridge, way })?;
     count_connection(forward);
     Ok(())
@@ -122,11 +127,10 @@ pub fn open(ctx: &TcContext, packet: &Packet, invitation: Invitation) -> Result<
 /// Opens the session of a guest's packet that turns round on the host, under the tuple that it has as it turns.
 #[inline(always)]
 pub fn open_turned(ctx: &TcContext, packet: &Packet, key: &FlowKey) -> Result<(), Outcome> {
-    let Some(protocol) = packet.protocol() else { return Err(Outcome::ToHost) };
-    let Some(invitation) = find(key) else { return Err(Outcome::ToHost) };
-    admit(&invitation, packet.key.source)?;
-    session::may_open(protocol, packet)?;
-    let bridge = bridge_of(invitation.forward)?;
+    let invited = invited(key).ok_or(Outcome::ToHost)?;
+    admit(&invited, packet.key.source)?;
+    session::may_open(packet)?;
+    let bridge = bridge_of(invited.bridge)?;
     let way = Way {
         out_if: bridge.bridge,
         next_hop: Address::UNSPECIFIED,
@@ -134,30 +138,51 @@ pub fn open_turned(ctx: &TcContext, packet: &Packet, key: &FlowKey) -> Result<()
         mtu: bridge.mtu,
         flags: Flags::HAIRPIN,
     };
-    let (target, forward) = (invitation.target, invitation.forward.id);
+    let (target, forward) = (invited.target, invited.forward);
     session::insert_invited(ctx, &Invited { key, target, forward, bridge, way })?;
     count_connection(forward);
     Ok(())
 }
 
+/// Whom a packet from outside is for.
+#[derive(Clone, Copy)]
+struct Guest {
+    target: Endpoint,
+    /// Interface index of the guest's bridge.
+    bridge: u32,
+    /// Number of the port forward; zero where the guest's own mapping invites.
+    forward: u32,
+    is_limited: bool,
+}
+
+/// Whom a tuple of the outside invites to: a port forward's guest, or the owner of a mapping that is open to all.
 #[inline(always)]
-fn bridge_of(forward: &Forward) -> Result<&'static BridgePort, Outcome> {
+fn invited(key: &FlowKey) -> Option<Guest> {
+    if let Some(Invitation { forward, target }) = find(key) {
+        let is_limited = forward.flags & ForwardFlags::LIMITED != 0;
+        return Some(Guest { target, bridge: forward.bridge, forward: forward.id, is_limited });
+    }
+    let (target, bridge) = filtering::open_to_all(key)?;
+    Some(Guest { target, bridge, forward: 0, is_limited: false })
+}
+
+#[inline(always)]
+fn bridge_of(index: u32) -> Result<&'static BridgePort, Outcome> {
     // SAFETY: user space replaces whole values of this small map.
-    unsafe { BRIDGE_PORT.get(forward.bridge) }.ok_or(Outcome::Unmanaged)
+    unsafe { BRIDGE_PORT.get(index) }.ok_or(Outcome::Unmanaged)
 }
 
 /// Whether a source may use the forward.
 #[inline(always)]
-fn admit(invitation: &Invitation, source: Address) -> Result<(), Outcome> {
-    let forward = invitation.forward;
-    if forward.flags & ForwardFlags::LIMITED == 0 {
+fn admit(guest: &Guest, source: Address) -> Result<(), Outcome> {
+    if !guest.is_limited {
         return Ok(());
     }
-    let key = Key::new(SourceKey::FORWARD_BITS + 32, Source { forward: forward.id, address: source });
+    let key = Key::new(SourceKey::FORWARD_BITS + 32, Source { forward: guest.forward, address: source });
     if FORWARD_SOURCE.get(key).is_some() {
         return Ok(());
     }
-    count(forward.id, |count| count.refused = count.refused.wrapping_add(1));
+    count(guest.forward, |count| count.refused = count.refused.wrapping_add(1));
     Err(Outcome::RefusedSource)
 }
 

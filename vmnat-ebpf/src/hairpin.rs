@@ -15,17 +15,18 @@ use vmnat_common::{
 
 use crate::{
     classify::Way,
-    forward,
+    filtering, forward,
     parse::Packet,
     rewrite::{self, Change},
     route, session, settings,
 };
 
-/// Whether the packet turns round on the host: its session does, or it calls a port forward.
+/// Whether the packet turns round on the host: its session does, or it calls a port forward or a guest's mapping.
 #[inline(always)]
 pub fn concerns(packet: &Packet, known: Option<&Session>) -> bool {
     known.is_some_and(|session| session.has(Flags::HAIRPIN))
-        || (packet.tracked.is_ok() && forward::find(&packet.key).is_some())
+        || (packet.tracked.is_ok()
+            && (forward::find(&packet.key).is_some() || filtering::owner(&packet.key).is_some()))
 }
 
 /// The way of a packet that turns round: to the bridge that it came from, with the external address that it calls.

@@ -50,10 +50,11 @@ pub fn at_uplink(ctx: &TcContext) -> Result<Outcome, Outcome> {
 /// Opens the session of a packet that a port forward invites; every other packet ends here.
 #[inline(never)]
 fn invite(ctx: &TcContext, packet: &Packet) -> Result<(), Outcome> {
-    if packet.tracked.is_ok()
-        && let Some(invitation) = forward::find(&packet.key)
-    {
-        return forward::open(ctx, packet, invitation);
+    if packet.tracked.is_ok() {
+        match forward::open(ctx, packet) {
+            Err(Outcome::NoFlow) => {}
+            result => return result,
+        }
     }
     if icmp::is_error(packet) {
         match icmp::inbound(ctx, packet) {

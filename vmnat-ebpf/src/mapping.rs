@@ -47,11 +47,10 @@ pub fn find_or_claim(
         external: *external,
         claimed: false,
     };
-    let probes = if protocol.may_change_port() { PROBES } else { 1 };
     // SAFETY: the callback has the helper's signature and gets the very search that is passed here, which outlives the
     // call. A loop of the language's own would be verified turn by turn, to more than a million instructions.
     unsafe {
-        bpf_loop(probes, probe as *const () as *mut c_void, (&raw mut search).cast(), 0);
+        bpf_loop(PROBES, probe as *const () as *mut c_void, (&raw mut search).cast(), 0);
     }
     if !search.claimed {
         return Err(Outcome::PortsExhausted);
@@ -88,9 +87,6 @@ extern "C" fn probe(attempt: u32, search: *mut c_void) -> i64 {
 #[inline(always)]
 pub fn offer_overloaded(ctx: &TcContext, key: &FlowKey, protocol: Protocol, external: &mut Endpoint) -> bool {
     let Ok(settings) = settings::get() else { return false };
-    if !protocol.may_change_port() {
-        return false;
-    }
     let range = range(settings, protocol, key.source_port);
     external.port = candidate(PROBES, range, key.source_port, 0, random());
     is_free(ctx, range, protocol, key, *external)
@@ -120,6 +116,14 @@ fn is_hosts(ctx: &TcContext, protocol: Protocol, key: &FlowKey, external: Endpoi
 #[inline(always)]
 fn range(settings: &Settings, protocol: Protocol, wanted: Port) -> PortRange {
     PortRange::for_port(protocol, wanted.number(), PortRange::new(settings.pool_first, settings.pool_last))
+}
+
+/// Whether a guest may keep its port, where the protocol allows no other: not where a port forward has it.
+#[inline(always)]
+pub fn may_keep(key: &FlowKey) -> bool {
+    let Some(protocol) = Protocol::from_number(key.protocol) else { return true };
+    let Some((word, bit)) = pool_bit(protocol, key.source_port.number()) else { return true };
+    PORT_POOL.get(word).is_some_and(|bits| *bits & bit != 0)
 }
 
 /// True when guests may be given the port, and no socket of the host holds it towards this remote.

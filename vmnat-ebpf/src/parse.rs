@@ -14,7 +14,7 @@ use vmnat_common::{
     Address, Mac, Outcome, Port,
     endpoint::{Endpoint, Protocol},
     flow::{FlowKey, Side},
-    wire::{ethernet, icmp, ipv4, sctp, tcp, udp},
+    wire::{ethernet, icmp, ipv4, sctp, tcp, udp, udplite},
 };
 
 /// Bytes from the frame's start to the IPv4 header.
@@ -203,8 +203,8 @@ pub struct Quote {
     pub l4: usize,
 }
 
-/// Reads the quote of an ICMP error. It may be cut anywhere; an error is one without ports: too short, of a later fragment
-/// or of a protocol that has none. Off the hot path, so by copies.
+/// Reads the quote of an ICMP error. It may be cut anywhere; an error is one without ports that should have them: too short,
+/// or of a later fragment. Off the hot path, so by copies.
 #[inline(always)]
 pub fn quote(ctx: &TcContext, packet: &Packet, quote: &mut Quote) -> Result<(), ()> {
     let l3 = packet.l4() + icmp::LEN;
@@ -217,7 +217,7 @@ pub fn quote(ctx: &TcContext, packet: &Packet, quote: &mut Quote) -> Result<(), 
     let l4 = l3 + header;
     let protocol = ctx.load::<u8>(l3 + ipv4::PROTOCOL).map_err(drop)?;
     let (source, destination) = match Protocol::from_number(protocol) {
-        Some(Protocol::Tcp | Protocol::Udp | Protocol::Sctp) => {
+        Some(Protocol::Tcp | Protocol::Udp | Protocol::Dccp | Protocol::Sctp | Protocol::UdpLite) => {
             (copy(l4 + tcp::SOURCE)?, copy(l4 + tcp::DESTINATION)?)
         }
         Some(Protocol::Icmp) => {
@@ -229,7 +229,7 @@ pub fn quote(ctx: &TcContext, packet: &Packet, quote: &mut Quote) -> Result<(), 
                 icmp::Class::Error | icmp::Class::Other => return Err(()),
             }
         }
-        None => return Err(()),
+        None => (0, 0),
     };
     quote.source = Endpoint::new(address(l3 + ipv4::SOURCE)?, Port::from_wire(source));
     quote.destination = Endpoint::new(address(l3 + ipv4::DESTINATION)?, Port::from_wire(destination));
@@ -335,7 +335,15 @@ fn transport(ctx: &TcContext, packet: &mut Packet, start: usize, end: usize) -> 
             packet.size = if gso == 0 { bytes(ctx) } else { headers };
             return Ok(());
         }
-        None => return Err(Outcome::UnsupportedProtocol),
+        Some(Protocol::Dccp | Protocol::UdpLite) => {
+            if l4 + udplite::LEN > end {
+                return Err(Outcome::Truncated);
+            }
+            // SAFETY: the comparison above covers the ports.
+            unsafe { ports(packet, l4) };
+        }
+        // Known by its addresses alone.
+        None => {}
     }
     packet.size = if gso == 0 { bytes(ctx) } else { headers + gso };
     Ok(())

@@ -13,7 +13,7 @@ use vmnat_common::{
     Address, Mac, Outcome, Port, checksum,
     endpoint::Protocol,
     session::Session,
-    wire::{ethernet, icmp, ipv4, tcp, udp},
+    wire::{ethernet, icmp, ipv4, tcp, udp, udplite},
 };
 
 use crate::parse::{L3, Packet, Quote, bounds};
@@ -162,16 +162,19 @@ fn quoted(
         Some(Protocol::Tcp) => (port_at, l4 + tcp::CHECKSUM, both),
         Some(Protocol::Udp) => (port_at, l4 + udp::CHECKSUM, both),
         Some(Protocol::Icmp) => (l4 + icmp::IDENTIFIER, l4 + icmp::CHECKSUM, change.port_diff),
-        // Nothing but the address changes: there is no difference to what follows the ports.
-        Some(Protocol::Sctp) => (port_at, port_at, 0),
-        None => return Err(Outcome::RewriteFailed),
+        Some(Protocol::Dccp | Protocol::UdpLite) => (port_at, l4 + udplite::CHECKSUM, both),
+        // Nothing but the address changes, and no checksum knows it.
+        Some(Protocol::Sctp) | None => (0, 0, 0),
     };
     let mut diff = u64::from(both);
     ctx.store(address_at, &change.address.to_wire(), 0).map_err(|_| Outcome::RewriteFailed)?;
-    ctx.store(port_at, &change.port.to_wire(), 0).map_err(|_| Outcome::RewriteFailed)?;
+    if port_at != 0 {
+        ctx.store(port_at, &change.port.to_wire(), 0).map_err(|_| Outcome::RewriteFailed)?;
+    }
     diff += replaced_sum(ctx, l3 + ipv4::CHECKSUM, change.address_diff)?;
     // A UDP checksum of zero was never computed; TCP's lies beyond a quote of eight bytes.
     match ctx.load::<u16>(sum_at) {
+        _ if sum_at == 0 => {}
         Ok(0) if protocol == Protocol::Udp.number() => {}
         Ok(_) => diff += replaced_sum(ctx, sum_at, sum_diff)?,
         Err(_) => {}
@@ -239,9 +242,12 @@ fn endpoints(ctx: &TcContext, packet: &Packet, changes: Changes) -> Result<(), O
             }
             Ok(())
         }
-        // Its ports stay and its checksum knows no address.
-        Some(Protocol::Sctp) => Ok(()),
-        None => Err(Outcome::RewriteFailed),
+        // Ports stay, and the checksum covers the addresses.
+        Some(Protocol::Dccp | Protocol::UdpLite) => {
+            transport_sum(ctx, packet.l4() + udplite::CHECKSUM, changes, 0)
+        }
+        // No checksum knows the addresses.
+        Some(Protocol::Sctp) | None => Ok(()),
     }
 }
 

@@ -92,8 +92,7 @@ pub fn note_way(way: &Way) -> Result<(), Outcome> {
 pub fn open(ctx: &TcContext, packet: &Packet) -> Result<(), Outcome> {
     let port = bridge::port_of(ctx)?;
     let way = &draft()?.way;
-    let Some(protocol) = packet.protocol() else { return Err(Outcome::UnsupportedProtocol) };
-    may_open(protocol, packet)?;
+    may_open(packet)?;
     if way.address.is_unspecified() {
         return Err(Outcome::NoUplinkAddress);
     }
@@ -107,6 +106,12 @@ pub fn open(ctx: &TcContext, packet: &Packet) -> Result<(), Outcome> {
         external,
         flags: Flags::MAPPED | way.flags,
         result: Err(Outcome::PortsExhausted),
+    };
+    let Some(protocol) = packet.protocol().filter(|protocol| protocol.may_change_port()) else {
+        // The port stays, and so there is nothing to map: the tuple is free or not.
+        opening.flags = way.flags;
+        opening.external.port = key.source_port;
+        return if mapping::may_keep(key) { insert(&opening) } else { Err(Outcome::FlowConflict) };
     };
     let mapped = match mapping::find_or_claim(ctx, key, protocol, &mut opening.external) {
         Ok(()) => insert(&opening),
@@ -248,8 +253,8 @@ pub fn remove(guest: &FlowKey, session: &Session) -> bool {
 
 /// What a packet must be to open a session.
 #[inline(always)]
-pub fn may_open(protocol: Protocol, packet: &Packet) -> Result<(), Outcome> {
-    if protocol == Protocol::Tcp {
+pub fn may_open(packet: &Packet) -> Result<(), Outcome> {
+    if packet.key.protocol == Protocol::Tcp.number() {
         if tcp_state::is_nonsense(packet.tcp_flags) {
             return Err(Outcome::BadTcpFlags);
         }
@@ -348,13 +353,13 @@ fn write_inbound(half: &mut Session, opening: &Opening<'_>, reverse: &FlowKey) {
     half.mtu = port.mtu;
 }
 
-/// What both halves of a session are made of that a port forward invites.
+/// What both halves of a session are made of that a port forward or an open mapping invites.
 pub struct Invited<'a> {
     /// The uplink's tuple.
     pub key: &'a FlowKey,
     /// The guest's endpoint.
     pub target: Endpoint,
-    /// Number of the port forward.
+    /// Number of the port forward; zero where it is the guest's own mapping that invites.
     pub forward: u32,
     /// The guest's bridge.
     pub bridge: &'a BridgePort,
@@ -362,7 +367,7 @@ pub struct Invited<'a> {
     pub way: Way,
 }
 
-/// Inserts both halves of a session that a port forward invites.
+/// Inserts both halves of a session that came in from outside.
 ///
 /// The guest's port and MAC are the lease's. Where it has none, the bridge's neighbour table delivers; the first answer
 /// then does not match its entry, is checked against what its sender has said of itself, and completes it.
@@ -371,7 +376,8 @@ pub fn insert_invited(ctx: &TcContext, invited: &Invited<'_>) -> Result<(), Outc
     let Invited { key, target, forward, bridge, ref way } = *invited;
     let external = key.destination_endpoint();
     let half = &mut draft()?.half;
-    write_half(half, key, external, target, Flags::FORWARDED | Flags::VIA_NEIGHBOUR);
+    let kind = if forward == 0 { Flags::MAPPED } else { Flags::FORWARDED };
+    write_half(half, key, external, target, kind | Flags::VIA_NEIGHBOUR);
     half.set_forward(forward);
     half.out_if = bridge.bridge;
     half.in_if = parse::interface(ctx);
@@ -384,14 +390,19 @@ pub fn insert_invited(ctx: &TcContext, invited: &Invited<'_>) -> Result<(), Outc
     let guest = key.reverse(target);
     let (port, station) =
         (if half.has(Flags::VIA_NEIGHBOUR) { 0 } else { half.out_if }, half.destination_mac);
-    write_half(half, &guest, target, external, Flags::FORWARDED | way.flags);
+    write_half(half, &guest, target, external, kind | way.flags);
     half.out_if = way.out_if;
     half.in_if = port;
     half.next_hop = way.next_hop;
     half.destination_mac = bridge.mac;
     half.source_mac = station;
     half.mtu = way.mtu;
-    let Err(error) = put(&guest, half) else { return Ok(()) };
+    let Err(error) = put(&guest, half) else {
+        if forward == 0 {
+            mapping::count_flow(guest.protocol, target, external, 1);
+        }
+        return Ok(());
+    };
     let _ = FLOW.remove(key);
     Err(refusal(error))
 }

@@ -48,8 +48,8 @@ pub fn holding(ctx: &TcContext, protocol: Protocol, key: &FlowKey, external: End
     // SAFETY: the pointers are valid for the calls; a socket that was found is released on the spot.
     unsafe {
         match protocol {
-            // Identifiers are not kept apart by sockets (see `guard`); the kernel offers no look-up for SCTP.
-            Protocol::Icmp | Protocol::Sctp => NONE,
+            // Identifiers are not kept apart by sockets, and the kernel has no look-up for the others: see `guard`.
+            Protocol::Icmp | Protocol::Dccp | Protocol::Sctp | Protocol::UdpLite => NONE,
             Protocol::Tcp => {
                 let socket = bpf_skc_lookup_tcp(skb, tuple, size, THIS_NETNS, 0);
                 if socket.is_null() {

@@ -166,7 +166,7 @@ fn tuple(bytes: &[u8], direction: Direction) -> Option<Tuple> {
     let byte = |kind| layer4.find(kind)?.first().copied();
     let protocol = Protocol::from_number(byte(attribute::PROTOCOL_NUMBER)?)?;
     let (source, destination) = match protocol {
-        Protocol::Tcp | Protocol::Udp | Protocol::Sctp => {
+        Protocol::Tcp | Protocol::Udp | Protocol::Dccp | Protocol::Sctp | Protocol::UdpLite => {
             (port(attribute::SOURCE_PORT)?, port(attribute::DESTINATION_PORT)?)
         }
         Protocol::Icmp => {

@@ -277,7 +277,7 @@ fn entry_of(network: &PlannedNetwork) -> (NetworkKey, Network) {
         prefix: u32::from(network.subnet.prefix_len()),
         address: network.subnet.network().into(),
     };
-    (key, Network { bridge: network.bridge, gateway: network.gateway })
+    (key, Network { bridge: network.bridge, gateway: network.gateway, flags: 0 })
 }
 
 fn mtu_of(link: &LinkFact) -> u16 {

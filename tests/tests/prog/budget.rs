@@ -17,8 +17,8 @@ use super::rig;
 /// Instructions that the verifier may walk for each program. Kernels stop at a million; the budget is what was measured on
 /// 6.18, and half as much again for other kernels.
 const VERIFIED: [(&str, u32); 6] = [
-    ("outbound_port", 46_000),
-    ("outbound_bridge", 46_000),
+    ("outbound_port", 95_000),
+    ("outbound_bridge", 95_000),
     ("inbound", 6_300),
     ("guard", 1_100),
     ("reaper", 6_600),

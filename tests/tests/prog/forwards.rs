@@ -174,7 +174,7 @@ fn sctp_leaves_with_its_port_or_not_at_all() {
     let ran = rig.run("outbound_port", PORT1, &first);
     assert_eq!((ran.packet().source, &ran.packet().body), (EXTERNAL, &body));
     let second = rig.run("outbound_port", 12, &Packet::new(from_guest2(SERVER), SCTP, body, None).bytes());
-    assert_eq!((second.code, second.outcome), (DROP, Outcome::PortsExhausted));
+    assert_eq!((second.code, second.outcome), (DROP, Outcome::FlowConflict));
 }
 
 #[test]

@@ -14,11 +14,13 @@
 
 mod budget;
 mod errors;
+mod filtering;
 mod forwards;
 mod guard;
 mod hairpin;
 mod inbound;
 mod outbound;
+mod protocols;
 mod reaper;
 mod rig;
 mod sums;

@@ -13,7 +13,7 @@ use vmnat_common::{
     bridge::{BridgePort, BridgePortFlags},
     forward::{Forward, ForwardCount, place},
     lease::Lease,
-    network::{Network, NetworkKey},
+    network::{Network, NetworkFlags, NetworkKey},
     port_range::POOL_WORDS,
     settings::Settings,
     station::{Station, StationKey},
@@ -222,7 +222,16 @@ impl Rig {
 
     fn network(&self, first: [u8; 4], bridge: u32, gateway: [u8; 4]) {
         let key = NetworkKey { prefix: 24, address: first.into_address() };
-        self.tables.network.set(&key, &Network { bridge, gateway: gateway.into_address() }).unwrap();
+        let network = Network { bridge, gateway: gateway.into_address(), flags: 0 };
+        self.tables.network.set(&key, &network).unwrap();
+    }
+
+    /// Opens the guests' mappings to everybody.
+    pub fn open_to_all(&self) {
+        let key = NetworkKey { prefix: 24, address: [192, 168, 122, 0].into_address() };
+        let network =
+            Network { bridge: BRIDGE, gateway: GATEWAY.into_address(), flags: NetworkFlags::OPEN_TO_ALL };
+        self.tables.network.set(&key, &network).unwrap();
     }
 
     /// Entries of the flow table, both sides.

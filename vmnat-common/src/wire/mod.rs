@@ -6,3 +6,4 @@ pub mod ipv4;
 pub mod sctp;
 pub mod tcp;
 pub mod udp;
+pub mod udplite;

@@ -101,7 +101,7 @@ fn shortest(timeouts: &Timeouts, protocol: u8) -> u32 {
             .min(timeouts.tcp_reset),
         Some(Protocol::Udp) => timeouts.udp_unreplied.min(timeouts.udp_replied).min(timeouts.udp_dns),
         Some(Protocol::Icmp) => timeouts.icmp,
-        Some(Protocol::Sctp) | None => timeouts.other,
+        Some(Protocol::Dccp | Protocol::Sctp | Protocol::UdpLite) | None => timeouts.other,
     }
 }
 
