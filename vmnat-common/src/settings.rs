@@ -2,7 +2,7 @@
 
 use bytemuck::{Pod, Zeroable};
 
-use crate::timeout::Timeouts;
+use crate::{room::Room, timeout::Timeouts};
 
 /// The single value of the `SETTINGS` map.
 #[repr(C)]
@@ -26,6 +26,8 @@ pub struct Settings {
     pub timeouts: Timeouts,
     /// The kernel's cookie of the host's network namespace (`SO_NETNS_COOKIE`).
     pub netns_cookie: u64,
+    /// The quiet room.
+    pub room: Room,
 }
 
 impl Settings {

@@ -15,7 +15,7 @@ use vmnat_common::{
 
 use crate::{
     classify::Way,
-    filtering, forward,
+    filtering, forward, mss,
     parse::Packet,
     rewrite::{self, Change},
     route, session, settings,
@@ -74,6 +74,7 @@ fn turned(ctx: &TcContext, packet: &Packet, session: &Session) -> Result<Outcome
         return Err(Outcome::InboundTooBig);
     }
     session::touch(ctx, onward, packet, now);
+    mss::clamp(ctx, packet, onward.mtu);
     rewrite::both(ctx, packet, Change::of(session), Change::of(onward))?;
     route::to_guest(ctx, onward)?;
     Ok(Outcome::Hairpin)

@@ -10,7 +10,7 @@ use vmnat_common::{
 };
 
 use crate::{
-    classify, forward, icmp,
+    classify, forward, icmp, mss,
     parse::{self, Frame, Packet},
     rewrite::{self, Change},
     route, session, settings,
@@ -42,6 +42,7 @@ pub fn at_uplink(ctx: &TcContext) -> Result<Outcome, Outcome> {
     }
     fits(&packet, session)?;
     session::touch(ctx, session, &packet, now);
+    mss::clamp_inbound(ctx, &packet, session);
     rewrite::destination(ctx, &packet, Change::of(session))?;
     route::to_guest(ctx, session)?;
     Ok(Outcome::TranslatedInbound)

@@ -44,6 +44,8 @@ mod mapping;
 #[cfg(target_arch = "bpf")]
 mod maps;
 #[cfg(target_arch = "bpf")]
+mod mss;
+#[cfg(target_arch = "bpf")]
 mod outbound;
 #[cfg(target_arch = "bpf")]
 mod parse;
@@ -51,6 +53,8 @@ mod parse;
 mod reaper;
 #[cfg(target_arch = "bpf")]
 mod rewrite;
+#[cfg(target_arch = "bpf")]
+mod room;
 #[cfg(target_arch = "bpf")]
 mod route;
 #[cfg(target_arch = "bpf")]
@@ -69,7 +73,7 @@ mod programs {
         programs::{SockAddrContext, TcContext},
     };
 
-    use crate::{clock, guard, host, inbound, outbound, reaper, verdict};
+    use crate::{clock, guard, host, inbound, outbound, reaper, room, verdict};
 
     /// tcx ingress of a bridge's port: guest to world, guest to guest.
     #[classifier]
@@ -97,6 +101,18 @@ mod programs {
     #[classifier]
     pub fn guard(ctx: TcContext) -> i32 {
         verdict::settle(&ctx, guard::at_uplink(&ctx))
+    }
+
+    /// tcx ingress of the inner way out of the quiet room: what the world sent.
+    #[classifier]
+    pub fn room_inward(ctx: TcContext) -> i32 {
+        verdict::settle(&ctx, room::inward(&ctx))
+    }
+
+    /// tcx ingress of the outer way out of the quiet room: what guests sent.
+    #[classifier]
+    pub fn room_outward(ctx: TcContext) -> i32 {
+        verdict::settle(&ctx, room::outward(&ctx))
     }
 
     /// A socket of the host connects.

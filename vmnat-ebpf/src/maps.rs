@@ -11,6 +11,7 @@ use vmnat_common::{
     bridge::BridgePort,
     flow::FlowKey,
     forward::{Active, BANK, Forward, ForwardCount, Source},
+    fragment::{Fragment, FragmentKey},
     host::{HostPeer, HostPeerKey},
     lease::Lease,
     mapping::{Mapping, MappingKey},
@@ -84,6 +85,10 @@ pub static SETTINGS: Array<Settings> = Array::with_max_entries(1, 0);
 /// Packets by [`Outcome`], a counter a CPU.
 #[map]
 pub static OUTCOMES: PerCpuArray<u64> = PerCpuArray::with_max_entries(Outcome::COUNT, 0);
+
+/// Fragments of datagrams on their way. The oldest give way: a flood of fragments costs fragments, nothing else.
+#[map]
+pub static FRAGMENT: LruHashMap<FragmentKey, Fragment> = LruHashMap::with_max_entries(16_384, 0);
 
 /// What a packet's visit writes down between its stages, a place a CPU.
 #[map]

@@ -11,7 +11,7 @@ use vmnat_common::{
 };
 
 use crate::{
-    bridge, classify, hairpin, icmp, lease,
+    bridge, classify, hairpin, icmp, lease, mss,
     parse::{self, Frame, Packet},
     rewrite::{self, Change},
     route, session, settings,
@@ -66,6 +66,7 @@ fn translate(ctx: &TcContext) -> Result<Outcome, Outcome> {
     if turns {
         return Ok(hairpin::turn(ctx, &packet, session));
     }
+    mss::clamp(ctx, &packet, session.mtu);
     rewrite::source(ctx, &packet, Change::of(session))?;
     verdict::leave(ctx, Mark::translated(settings));
     route::to_neighbour(session.out_if, session.next_hop);

@@ -61,6 +61,8 @@ pub mod map {
     pub const FORWARD_COUNT: &str = "FORWARD_COUNT";
     /// Where sockets of the host had wanted to go.
     pub const HOST_PEER: &str = "HOST_PEER";
+    /// Fragments of datagrams on their way.
+    pub const FRAGMENT: &str = "FRAGMENT";
     /// Leases.
     pub const LEASE: &str = "LEASE";
     /// Stations.
@@ -73,7 +75,7 @@ pub mod map {
     pub const OUTCOMES: &str = "OUTCOMES";
 
     /// All of them.
-    pub const ALL: [&str; 15] = [
+    pub const ALL: [&str; 16] = [
         FLOW,
         MAPPING,
         NETWORK,
@@ -84,6 +86,7 @@ pub mod map {
         FORWARD_SOURCE,
         FORWARD_COUNT,
         HOST_PEER,
+        FRAGMENT,
         LEASE,
         STATION,
         PORT_POOL,
@@ -104,13 +107,18 @@ pub mod program {
     pub const INBOUND: &str = "inbound";
     /// Egress of an uplink.
     pub const GUARD: &str = "guard";
+    /// Ingress of the inner way out of the quiet room: what the world sent.
+    pub const ROOM_INWARD: &str = "room_inward";
+    /// Ingress of the outer way out of the quiet room: what guests sent.
+    pub const ROOM_OUTWARD: &str = "room_outward";
     /// Removes flows.
     pub const REAPER: &str = "reaper";
     /// Tells jiffies.
     pub const CLOCK: &str = "clock";
 
     /// All classifiers.
-    pub const ALL: [&str; 6] = [OUTBOUND_PORT, OUTBOUND_BRIDGE, INBOUND, GUARD, REAPER, CLOCK];
+    pub const ALL: [&str; 8] =
+        [OUTBOUND_PORT, OUTBOUND_BRIDGE, INBOUND, GUARD, ROOM_INWARD, ROOM_OUTWARD, REAPER, CLOCK];
 
     /// A program of the host's own sockets.
     #[derive(Clone, Copy, Debug)]

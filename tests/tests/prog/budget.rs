@@ -16,11 +16,13 @@ use super::rig;
 
 /// Instructions that the verifier may walk for each program. Kernels stop at a million; the budget is what was measured on
 /// 6.18, and half as much again for other kernels.
-const VERIFIED: [(&str, u32); 6] = [
+const VERIFIED: [(&str, u32); 8] = [
     ("outbound_port", 95_000),
     ("outbound_bridge", 95_000),
-    ("inbound", 6_300),
+    ("inbound", 24_000),
     ("guard", 1_100),
+    ("room_inward", 60),
+    ("room_outward", 60),
     ("reaper", 6_600),
     ("clock", 60),
 ];

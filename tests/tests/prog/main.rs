@@ -19,6 +19,7 @@ mod forwards;
 mod guard;
 mod hairpin;
 mod inbound;
+mod mss;
 mod outbound;
 mod protocols;
 mod reaper;

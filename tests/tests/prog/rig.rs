@@ -15,6 +15,7 @@ use vmnat_common::{
     lease::Lease,
     network::{Network, NetworkFlags, NetworkKey},
     port_range::POOL_WORDS,
+    room::Room,
     settings::Settings,
     station::{Station, StationKey},
     timeout::Timeouts,
@@ -135,6 +136,7 @@ impl Rig {
                 pool_last: u16::MAX,
                 timeouts: Timeouts::SECONDS.in_jiffies(hertz),
                 netns_cookie: 0,
+                room: Room::default(),
             };
         });
         for word in 0..POOL_WORDS {

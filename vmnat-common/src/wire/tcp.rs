@@ -14,3 +14,15 @@ pub const FLAGS: usize = 13;
 
 /// Offset of the checksum.
 pub const CHECKSUM: usize = 16;
+
+/// Most options that a header can hold, each of one byte.
+pub const MOST_OPTIONS: u32 = 40;
+
+/// Ends the list of options.
+pub const OPTION_END: u8 = 0;
+
+/// Fills a byte between options.
+pub const OPTION_NONE: u8 = 1;
+
+/// Announces the largest segment: kind, a length of four, two bytes.
+pub const OPTION_MSS: u8 = 2;
