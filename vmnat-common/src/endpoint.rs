@@ -171,13 +171,6 @@ impl Protocol {
         self as u8
     }
 
-    /// True when an external port may differ from the guest's; then a mapping gives each internal endpoint its own. The ports
-    /// of all others stay, and a tuple that another guest holds is refused.
-    #[must_use]
-    pub const fn may_change_port(self) -> bool {
-        matches!(self, Self::Icmp | Self::Tcp | Self::Udp)
-    }
-
     /// The name that people write: `icmp`, `tcp`, `udp`, `dccp`, `sctp`, `udplite`.
     #[must_use]
     pub const fn name(self) -> &'static str {
@@ -190,6 +183,15 @@ impl Protocol {
             Self::UdpLite => "udplite",
         }
     }
+}
+
+/// True when an external port may differ from the guest's; then a mapping gives each internal endpoint its own. The ports of all
+/// other protocols stay, and a tuple that another guest holds is refused.
+#[must_use]
+pub const fn may_change_port(protocol: u8) -> bool {
+    protocol == Protocol::Tcp.number()
+        || protocol == Protocol::Udp.number()
+        || protocol == Protocol::Icmp.number()
 }
 
 /// An address with a port.

@@ -36,6 +36,7 @@ catalogue! {
         ErrorOutbound = Forwarded, "error_outbound", "A guest's ICMP error about a flow of its own left with the external endpoint in its quote.";
         ErrorInbound = Forwarded, "error_inbound", "An ICMP error about a guest's flow went to the guest, with the guest's endpoint in its quote.";
         Hairpin = Forwarded, "hairpin", "A guest's packet to an external endpoint of a guest turned round on the host.";
+        QuietRoom = Forwarded, "quiet_room", "Went by way of the quiet room: to be cut to size, put in order, or answered with an ICMP error.";
         BridgedDirect = Forwarded, "bridged_direct", "A packet between two guests of one bridge went straight to the other port.";
 
         NotIpv4 = Passed, "not_ipv4", "Not IPv4: ARP, IPv6 or another protocol, which vmnat leaves to the kernel.";
@@ -60,7 +61,7 @@ catalogue! {
         OtherNetwork = Dropped, "other_network", "Addressed to another managed network, which is closed to this one.";
         InvalidDestination = Dropped, "invalid_destination", "Addressed to where no router forwards.";
         ClosedExit = Dropped, "closed_exit", "The route leads to an exit that was closed before vmnat turned on forwarding for the bridge.";
-        Fragment = Dropped, "fragment", "A fragment, whose ports cannot be known.";
+        Fragment = Dropped, "fragment", "A fragment whose first one is not known, so that its ports are not.";
         IcmpNotQuery = Dropped, "icmp_not_query", "An ICMP message of a guest that neither asks anything nor reports an error.";
         ErrorWithoutFlow = Dropped, "error_without_flow", "A guest's ICMP error about no flow of its own.";
         RefusedSource = Dropped, "refused_source", "Addressed to a port forward that its source may not use.";

@@ -5,11 +5,11 @@
 
 use aya_ebpf::maps::lpm_trie::Key;
 use vmnat_common::{
-    endpoint::{Endpoint, Protocol},
+    endpoint::Endpoint,
     flow::FlowKey,
     mapping::{Mapping, MappingKey},
     network::{Network, NetworkFlags},
-    port_range::pool_bit,
+    port_range::{NO_POOL, bit_of, pool_base},
 };
 
 use crate::maps::{MAPPING, NETWORK, PORT_POOL};
@@ -18,9 +18,10 @@ use crate::maps::{MAPPING, NETWORK, PORT_POOL};
 /// the pool's bit alone says no, because the host's ports are not in the pool.
 #[inline(always)]
 pub fn owner(key: &FlowKey) -> Option<(Endpoint, &'static Network)> {
-    let protocol = Protocol::from_number(key.protocol)?;
-    let (word, bit) = pool_bit(protocol, key.destination_port.number())?;
-    if *PORT_POOL.get(word)? & bit == 0 {
+    let base = pool_base(key.protocol);
+    let (word, bit) = bit_of(base, key.destination_port.number());
+    // Where there is no pool, there is no mapping, but for ICMP identifiers, which nobody calls.
+    if base == NO_POOL || *PORT_POOL.get(word)? & bit == 0 {
         return None;
     }
     // SAFETY: the map is preallocated: a mapping that is removed at this instant may show another's owner. What is opened for

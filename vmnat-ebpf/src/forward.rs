@@ -20,7 +20,7 @@ use crate::{
     classify::Way,
     filtering,
     maps::{BRIDGE_PORT, FORWARD, FORWARD_ACTIVE, FORWARD_COUNT, FORWARD_SOURCE, UPLINK},
-    parse::{self, Packet},
+    parse::Packet,
     route::{self, Route},
     session::{self, Invited},
     socket,
@@ -92,22 +92,20 @@ extern "C" fn halve(_step: u32, halving: *mut c_void) -> i64 {
 }
 
 /// Opens the session of a packet from the world that a port forward or the guest's own mapping invites, if answers leave by the
-/// uplink that it came in by. All else is the host's own.
+/// uplink `in_if` that it came in by. All else is the host's own.
 ///
 /// What a socket of the host's own conversation waits for is the host's, also on a port that was given to a guest; a socket that
 /// waits for anybody keeps its port from mappings, not from forwards.
 #[inline(always)]
-pub fn open(ctx: &TcContext, packet: &Packet) -> Result<(), Outcome> {
+pub fn open(ctx: &TcContext, packet: &Packet, in_if: u32) -> Result<(), Outcome> {
     let invited = invited(&packet.key).ok_or(Outcome::NoFlow)?;
-    let Some(protocol) = packet.protocol() else { return Err(Outcome::NoFlow) };
-    let holding = socket::holding(ctx, protocol, &packet.key, packet.key.destination_endpoint());
+    let holding = socket::holding(ctx, &packet.key, packet.key.destination_endpoint());
     let most = if invited.forward == 0 { socket::NONE } else { socket::WAITING };
     if holding > most {
         return Err(Outcome::NoFlow);
     }
     admit(&invited, packet.key.source)?;
     session::may_open(packet)?;
-    let in_if = parse::interface(ctx);
     let bridge = bridge_of(invited.bridge)?;
     // SAFETY: user space replaces whole values of this small map.
     let uplink = unsafe { UPLINK.get(in_if) }.ok_or(Outcome::Unmanaged)?;
@@ -119,14 +117,14 @@ pub fn open(ctx: &TcContext, packet: &Packet) -> Result<(), Outcome> {
     }
     let way =
         Way { out_if: in_if, next_hop: back.next_hop, address: uplink.address, mtu: uplink.mtu, flags: 0 };
-    session::insert_invited(ctx, &Invited { key: &packet.key, target, forward, bridge, way })?;
+    session::insert_invited(&Invited { key: &packet.key, target, forward, bridge, way })?;
     count_connection(forward);
     Ok(())
 }
 
 /// Opens the session of a guest's packet that turns round on the host, under the tuple that it has as it turns.
 #[inline(always)]
-pub fn open_turned(ctx: &TcContext, packet: &Packet, key: &FlowKey) -> Result<(), Outcome> {
+pub fn open_turned(packet: &Packet, key: &FlowKey) -> Result<(), Outcome> {
     let invited = invited(key).ok_or(Outcome::ToHost)?;
     admit(&invited, packet.key.source)?;
     session::may_open(packet)?;
@@ -139,7 +137,7 @@ pub fn open_turned(ctx: &TcContext, packet: &Packet, key: &FlowKey) -> Result<()
         flags: Flags::HAIRPIN,
     };
     let (target, forward) = (invited.target, invited.forward);
-    session::insert_invited(ctx, &Invited { key, target, forward, bridge, way })?;
+    session::insert_invited(&Invited { key, target, forward, bridge, way })?;
     count_connection(forward);
     Ok(())
 }

@@ -24,9 +24,17 @@ use crate::{
 /// Whether the packet turns round on the host: its session does, or it calls a port forward or a guest's mapping.
 #[inline(always)]
 pub fn concerns(packet: &Packet, known: Option<&Session>) -> bool {
-    known.is_some_and(|session| session.has(Flags::HAIRPIN))
-        || (packet.tracked.is_ok()
-            && (forward::find(&packet.key).is_some() || filtering::owner(&packet.key).is_some()))
+    match known {
+        Some(session) => session.has(Flags::HAIRPIN),
+        None => packet.tracked.is_ok() && calls_guest(&packet.key) != 0,
+    }
+}
+
+/// Not zero for a tuple that calls a port forward or a guest's mapping. A call of its own, so that the verifier meets what follows
+/// once and not for each of the ways through.
+#[inline(never)]
+fn calls_guest(key: &FlowKey) -> u32 {
+    u32::from(forward::find(key).is_some() || filtering::owner(key).is_some())
 }
 
 /// The way of a packet that turns round: to the bridge that it came from, with the external address that it calls.
@@ -62,7 +70,7 @@ fn turned(ctx: &TcContext, packet: &Packet, session: &Session) -> Result<Outcome
     let onward = if let Some(onward) = session::find(&key)? {
         onward
     } else {
-        forward::open_turned(ctx, packet, &key)?;
+        forward::open_turned(packet, &key)?;
         session::find(&key)?.ok_or(Outcome::StaleFlow)?
     };
     let now = settings::jiffies();

@@ -6,14 +6,15 @@ use aya_ebpf::programs::TcContext;
 use vmnat_common::{
     Outcome,
     flow::Side,
+    fragment::Place,
     session::{Flags, Session},
 };
 
 use crate::{
-    classify, forward, icmp, mss,
+    classify, forward, fragment, icmp, mss,
     parse::{self, Frame, Packet},
     rewrite::{self, Change},
-    route, session, settings,
+    room, route, session, settings,
 };
 
 /// The program of an uplink's ingress.
@@ -24,6 +25,7 @@ pub fn at_uplink(ctx: &TcContext) -> Result<Outcome, Outcome> {
     }
     let mut packet = Packet::unread();
     parse::ipv4(ctx, Side::Uplink, &mut packet)?;
+    fragment::recall(ctx, &mut packet, Place::Uplink);
     let found = if packet.tracked.is_ok() { session::find(&packet.key)? } else { None };
     let session = if let Some(session) = found {
         session
@@ -40,8 +42,13 @@ pub fn at_uplink(ctx: &TcContext) -> Result<Outcome, Outcome> {
     if session.epoch != epoch {
         session::follow_lease(session, epoch);
     }
-    fits(&packet, session)?;
+    if let Err(reason) = fits(&packet, session) {
+        return Err(room::send_worlds(ctx, &packet, reason));
+    }
     session::touch(ctx, session, &packet, now);
+    if packet.is_fragment() {
+        fragment::carry(ctx, &packet, Place::Uplink, session.address)?;
+    }
     mss::clamp_inbound(ctx, &packet, session);
     rewrite::destination(ctx, &packet, Change::of(session))?;
     route::to_guest(ctx, session)?;
@@ -52,7 +59,7 @@ pub fn at_uplink(ctx: &TcContext) -> Result<Outcome, Outcome> {
 #[inline(never)]
 fn invite(ctx: &TcContext, packet: &Packet) -> Result<(), Outcome> {
     if packet.tracked.is_ok() {
-        match forward::open(ctx, packet) {
+        match forward::open(ctx, packet, parse::interface(ctx)) {
             Err(Outcome::NoFlow) => {}
             result => return result,
         }
@@ -65,7 +72,13 @@ fn invite(ctx: &TcContext, packet: &Packet) -> Result<(), Outcome> {
     }
     let uninvited = classify::uninvited(packet.key.source, packet.key.destination);
     match (uninvited, packet.tracked) {
-        (Outcome::NoFlow, Err(Outcome::Fragment)) => Err(Outcome::InboundFragment),
+        (Outcome::NoFlow, Err(Outcome::Fragment)) => {
+            Err(room::send_worlds(ctx, packet, Outcome::InboundFragment))
+        }
+        (Outcome::NoFlow, tracked) => {
+            fragment::note_hosts(ctx, packet);
+            Err(tracked.err().filter(|reason| *reason == Outcome::InboundFragment).unwrap_or(Outcome::NoFlow))
+        }
         (outcome, _) => Err(outcome),
     }
 }

@@ -12,10 +12,10 @@ use aya_ebpf::{
 };
 use vmnat_common::{
     Outcome, Port,
-    endpoint::{Endpoint, Protocol},
+    endpoint::Endpoint,
     flow::FlowKey,
     mapping::{Mapping, MappingKey},
-    port_range::{PROBES, PortRange, candidate, endpoint_hash, pool_bit},
+    port_range::{NO_POOL, PROBES, PortRange, bit_of, candidate, endpoint_hash, pool_base},
     settings::Settings,
 };
 
@@ -27,23 +27,18 @@ use crate::{
 /// Finds or claims the external endpoint of the guest's flow `key` on the address that `external` holds, and writes its
 /// port there. A mapping whose port a socket of the host holds towards this remote does not serve.
 #[inline(never)]
-pub fn find_or_claim(
-    ctx: &TcContext,
-    key: &FlowKey,
-    protocol: Protocol,
-    external: &mut Endpoint,
-) -> Result<(), Outcome> {
+pub fn find_or_claim(ctx: &TcContext, key: &FlowKey, external: &mut Endpoint) -> Result<(), Outcome> {
     let internal = MappingKey::internal(key.protocol, key.source_endpoint(), external.address);
     if let Some(known) = of(&internal) {
         *external = known;
-        return if is_hosts(ctx, protocol, key, known) { Err(Outcome::FlowConflict) } else { Ok(()) };
+        return if is_hosts(ctx, key, known) { Err(Outcome::FlowConflict) } else { Ok(()) };
     }
     let settings = settings::get()?;
     let mut search = Search {
         ctx,
         key,
-        range: range(settings, protocol, key.source_port),
-        hash: endpoint_hash(settings.secret, protocol, key.source_endpoint()),
+        range: range(settings, key),
+        hash: endpoint_hash(settings.secret, key.protocol, key.source_endpoint()),
         external: *external,
         claimed: false,
     };
@@ -75,21 +70,19 @@ extern "C" fn probe(attempt: u32, search: *mut c_void) -> i64 {
     // SAFETY: `find_or_claim` passes its own search, and nothing else refers to it during the loop.
     let search = unsafe { &mut *search.cast::<Search<'_>>() };
     let key = search.key;
-    let Some(protocol) = Protocol::from_number(key.protocol) else { return 1 };
     search.external.port = candidate(attempt, search.range, key.source_port, search.hash, random());
-    search.claimed =
-        is_free(search.ctx, search.range, protocol, key, search.external) && claim(key, search.external);
+    search.claimed = is_free(search.ctx, search.range, key, search.external) && claim(key, search.external);
     i64::from(search.claimed)
 }
 
 /// Offers a port for one flow alone, when the mapping's own cannot serve it or the pool is full. Another flow may share it
 /// towards other remotes (RFC 7857 section 3). True when the port may be tried.
 #[inline(always)]
-pub fn offer_overloaded(ctx: &TcContext, key: &FlowKey, protocol: Protocol, external: &mut Endpoint) -> bool {
+pub fn offer_overloaded(ctx: &TcContext, key: &FlowKey, external: &mut Endpoint) -> bool {
     let Ok(settings) = settings::get() else { return false };
-    let range = range(settings, protocol, key.source_port);
+    let range = range(settings, key);
     external.port = candidate(PROBES, range, key.source_port, 0, random());
-    is_free(ctx, range, protocol, key, *external)
+    is_free(ctx, range, key, *external)
 }
 
 /// Counts a flow more or less on its mapping.
@@ -109,37 +102,34 @@ pub fn count_flow(protocol: u8, internal: Endpoint, external: Endpoint, by: i32)
 
 /// True when a socket of the host would receive what the remote sends to the external endpoint.
 #[inline(always)]
-fn is_hosts(ctx: &TcContext, protocol: Protocol, key: &FlowKey, external: Endpoint) -> bool {
-    socket::holding(ctx, protocol, key, external) != socket::NONE
+fn is_hosts(ctx: &TcContext, key: &FlowKey, external: Endpoint) -> bool {
+    socket::holding(ctx, key, external) != socket::NONE
 }
 
 #[inline(always)]
-fn range(settings: &Settings, protocol: Protocol, wanted: Port) -> PortRange {
-    PortRange::for_port(protocol, wanted.number(), PortRange::new(settings.pool_first, settings.pool_last))
+fn range(settings: &Settings, key: &FlowKey) -> PortRange {
+    let pool = PortRange::new(settings.pool_first, settings.pool_last);
+    PortRange::for_port(pool_base(key.protocol), key.source_port.number(), pool)
 }
 
 /// Whether a guest may keep its port, where the protocol allows no other: not where a port forward has it.
 #[inline(always)]
 pub fn may_keep(key: &FlowKey) -> bool {
-    let Some(protocol) = Protocol::from_number(key.protocol) else { return true };
-    let Some((word, bit)) = pool_bit(protocol, key.source_port.number()) else { return true };
-    PORT_POOL.get(word).is_some_and(|bits| *bits & bit != 0)
+    is_in_pool(key, key.source_port)
+}
+
+/// True when guests may be given the port.
+#[inline(always)]
+fn is_in_pool(key: &FlowKey, port: Port) -> bool {
+    let base = pool_base(key.protocol);
+    let (word, bit) = bit_of(base, port.number());
+    base == NO_POOL || PORT_POOL.get(word).is_some_and(|bits| *bits & bit != 0)
 }
 
 /// True when guests may be given the port, and no socket of the host holds it towards this remote.
 #[inline(always)]
-fn is_free(ctx: &TcContext, range: PortRange, protocol: Protocol, key: &FlowKey, external: Endpoint) -> bool {
-    let port = external.port.number();
-    if !range.contains(port) {
-        return false;
-    }
-    if let Some((word, bit)) = pool_bit(protocol, port) {
-        let Some(bits) = PORT_POOL.get(word) else { return false };
-        if *bits & bit == 0 {
-            return false;
-        }
-    }
-    !is_hosts(ctx, protocol, key, external)
+fn is_free(ctx: &TcContext, range: PortRange, key: &FlowKey, external: Endpoint) -> bool {
+    range.contains(external.port.number()) && is_in_pool(key, external.port) && !is_hosts(ctx, key, external)
 }
 
 /// Takes the external endpoint for the flow's sender, unless somebody has it.

@@ -7,14 +7,15 @@ use aya_ebpf::programs::TcContext;
 use vmnat_common::{
     Outcome,
     flow::Side,
+    fragment::Place,
     session::{Flags, Session},
 };
 
 use crate::{
-    bridge, classify, hairpin, icmp, lease, mss,
+    bridge, classify, fragment, hairpin, icmp, lease, mss,
     parse::{self, Frame, Packet},
     rewrite::{self, Change},
-    route, session, settings,
+    room, route, session, settings,
     verdict::{self, Mark},
 };
 
@@ -42,6 +43,7 @@ pub fn at_bridge(ctx: &TcContext) -> Result<Outcome, Outcome> {
 fn translate(ctx: &TcContext) -> Result<Outcome, Outcome> {
     let mut packet = Packet::unread();
     parse::ipv4(ctx, Side::Guest, &mut packet)?;
+    fragment::recall(ctx, &mut packet, Place::Guest);
     let now = settings::jiffies();
     let settings = settings::get()?;
     let epoch = settings.epoch(now);
@@ -53,16 +55,19 @@ fn translate(ctx: &TcContext) -> Result<Outcome, Outcome> {
             if let Some(session) = session::find(&packet.key)? {
                 session
             } else {
-                session::open(ctx, &packet)?;
+                session::open(ctx, &packet, bridge::port_of(ctx)?)?;
                 session::find(&packet.key)?.ok_or(Outcome::StaleFlow)?
             }
         }
     };
     let turns = session.has(Flags::HAIRPIN);
-    if !turns {
-        fits(&packet, session)?;
+    if !turns && let Err(reason) = fits(&packet, session) {
+        return Err(room::send_guests(ctx, &packet, reason));
     }
     session::touch(ctx, session, &packet, now);
+    if packet.is_fragment() {
+        fragment::carry(ctx, &packet, Place::Guest, session.address)?;
+    }
     if turns {
         return Ok(hairpin::turn(ctx, &packet, session));
     }
@@ -95,13 +100,16 @@ fn judge(ctx: &TcContext, packet: &Packet) -> Result<(), Outcome> {
             return Err(reason);
         }
     }
-    if !is_error {
+    if !is_error && packet.tracked != Err(Outcome::Fragment) {
         packet.tracked?;
     }
     if packet.ttl() <= 1 {
         return Err(Outcome::TtlExpired);
     }
     lease::admit(ctx, packet, port)?;
+    if packet.tracked == Err(Outcome::Fragment) {
+        return Err(room::send_guests(ctx, packet, Outcome::Fragment));
+    }
     if is_error {
         return Err(match answer(ctx, packet) {
             // About a conversation with the host itself.
@@ -132,7 +140,7 @@ fn fits(packet: &Packet, session: &Session) -> Result<(), Outcome> {
         return Err(Outcome::TtlExpired);
     }
     if packet.size > u32::from(session.mtu) {
-        return Err(if packet.must_not_fragment { Outcome::TooBig } else { Outcome::TooBigToFragment });
+        return Err(if packet.must_not_fragment() { Outcome::TooBig } else { Outcome::TooBigToFragment });
     }
     Ok(())
 }

@@ -45,8 +45,8 @@ pub struct Packet {
     pub tcp_flags: u8,
     /// ICMP type; zero for other protocols.
     pub icmp_type: u8,
-    /// The sender forbids fragmenting.
-    pub must_not_fragment: bool,
+    /// Flags and offset of fragments, as [`ipv4`] reads them.
+    fragment: u16,
 }
 
 impl Packet {
@@ -72,7 +72,7 @@ impl Packet {
             tos: 0,
             tcp_flags: 0,
             icmp_type: 0,
-            must_not_fragment: false,
+            fragment: 0,
         }
     }
 
@@ -86,6 +86,30 @@ impl Packet {
     #[inline(always)]
     pub fn ttl(&self) -> u8 {
         self.ttl_protocol.to_ne_bytes()[0]
+    }
+
+    /// True when the sender forbids fragmenting.
+    #[inline(always)]
+    pub fn must_not_fragment(&self) -> bool {
+        ipv4::must_not_fragment(self.fragment)
+    }
+
+    /// True for a part of a datagram.
+    #[inline(always)]
+    pub fn is_fragment(&self) -> bool {
+        ipv4::is_fragment(self.fragment)
+    }
+
+    /// True for the part of a datagram that has the transport header.
+    #[inline(always)]
+    pub fn is_first_fragment(&self) -> bool {
+        self.is_fragment() && !self.is_later_fragment()
+    }
+
+    /// True for a part of a datagram that has no transport header.
+    #[inline(always)]
+    pub fn is_later_fragment(&self) -> bool {
+        ipv4::is_later_fragment(self.fragment)
     }
 
     /// The protocol, where its ports could be read.
@@ -141,7 +165,7 @@ pub fn ipv4(ctx: &TcContext, side: Side, packet: &mut Packet) -> Result<(), Outc
     };
     packet.key.protocol = packet.ttl_protocol.to_ne_bytes()[1];
     packet.key.side = side as u8;
-    packet.must_not_fragment = ipv4::must_not_fragment(fragment);
+    packet.fragment = fragment;
     let Some(header) = ipv4::header_length(version_ihl) else {
         packet.tracked = Err(Outcome::BadHeader);
         return Ok(());
@@ -153,6 +177,13 @@ pub fn ipv4(ctx: &TcContext, side: Side, packet: &mut Packet) -> Result<(), Outc
         Ok(()) => transport(ctx, packet, start, end),
     };
     Ok(())
+}
+
+/// Reads the transport header of a first fragment, which [`ipv4`] leaves alone.
+#[inline(always)]
+pub fn transport_of_first(ctx: &TcContext, packet: &mut Packet) -> Result<(), Outcome> {
+    let (start, end) = bounds(ctx);
+    transport(ctx, packet, start, end)
 }
 
 /// The sender of an ARP frame.

@@ -125,6 +125,21 @@ pub fn outer_both(
     network(start, end, packet, Changes { source: Some(source), destination: Some(destination) })
 }
 
+/// Replaces the identification of a datagram in fragments.
+#[inline(always)]
+pub fn identification(ctx: &TcContext, old: u16, new: u16) -> Result<(), Outcome> {
+    ctx.store(L3 + ipv4::IDENTIFICATION, &new, 0).map_err(|_| Outcome::RewriteFailed)?;
+    replaced_sum(ctx, L3 + ipv4::CHECKSUM, checksum::word_diff(old, new)).map(drop)
+}
+
+/// Gives a packet one more hop, for one that will be taken before it is translated; the most that there is stays.
+#[inline(always)]
+pub fn one_hop_more(ctx: &TcContext, packet: &Packet) -> Result<(), Outcome> {
+    let (ttl_protocol, diff) = ipv4::one_hop_more(packet.ttl_protocol);
+    ctx.store(L3 + ipv4::TTL, &ttl_protocol, 0).map_err(|_| Outcome::RewriteFailed)?;
+    replaced_sum(ctx, L3 + ipv4::CHECKSUM, diff).map(drop)
+}
+
 /// Replaces the source in an ICMP error's quote.
 #[inline(always)]
 pub fn quoted_source(ctx: &TcContext, packet: &Packet, quote: &Quote, change: Change) -> Result<(), Outcome> {
@@ -211,6 +226,9 @@ fn endpoints(ctx: &TcContext, packet: &Packet, changes: Changes) -> Result<(), O
     let (start, end) = bounds(ctx);
     let l4 = start + packet.l4();
     network(start, end, packet, changes)?;
+    if packet.is_later_fragment() {
+        return Ok(());
+    }
     match packet.protocol() {
         Some(Protocol::Tcp) => {
             if l4 + tcp::LEN > end {

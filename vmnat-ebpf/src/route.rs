@@ -4,12 +4,12 @@
 
 use aya_ebpf::{
     bindings::{
-        BPF_FIB_LKUP_RET_BLACKHOLE, BPF_FIB_LKUP_RET_FRAG_NEEDED, BPF_FIB_LKUP_RET_FWD_DISABLED,
-        BPF_FIB_LKUP_RET_NO_NEIGH, BPF_FIB_LKUP_RET_PROHIBIT, BPF_FIB_LKUP_RET_SUCCESS,
-        BPF_FIB_LKUP_RET_UNREACHABLE, bpf_fib_lookup as FibLookup, bpf_fib_lookup__bindgen_ty_1 as FibLength,
-        bpf_fib_lookup__bindgen_ty_2 as FibTos, bpf_fib_lookup__bindgen_ty_3 as FibSource,
-        bpf_fib_lookup__bindgen_ty_4 as FibDestination, bpf_fib_lookup__bindgen_ty_5 as FibTable,
-        bpf_redir_neigh, bpf_redir_neigh__bindgen_ty_1 as NextHop,
+        BPF_F_INGRESS, BPF_FIB_LKUP_RET_BLACKHOLE, BPF_FIB_LKUP_RET_FRAG_NEEDED,
+        BPF_FIB_LKUP_RET_FWD_DISABLED, BPF_FIB_LKUP_RET_NO_NEIGH, BPF_FIB_LKUP_RET_PROHIBIT,
+        BPF_FIB_LKUP_RET_SUCCESS, BPF_FIB_LKUP_RET_UNREACHABLE, bpf_fib_lookup as FibLookup,
+        bpf_fib_lookup__bindgen_ty_1 as FibLength, bpf_fib_lookup__bindgen_ty_2 as FibTos,
+        bpf_fib_lookup__bindgen_ty_3 as FibSource, bpf_fib_lookup__bindgen_ty_4 as FibDestination,
+        bpf_fib_lookup__bindgen_ty_5 as FibTable, bpf_redir_neigh, bpf_redir_neigh__bindgen_ty_1 as NextHop,
     },
     helpers::generated::{bpf_fib_lookup, bpf_redirect, bpf_redirect_neigh},
     programs::TcContext,
@@ -107,6 +107,13 @@ pub fn to_guest(ctx: &TcContext, session: &Session) -> Result<(), Outcome> {
         to_port(session.out_if);
     }
     Ok(())
+}
+
+/// Lets the frame come in by `in_if` as if it had just arrived there.
+#[inline(always)]
+pub fn into(in_if: u32) {
+    // SAFETY: the helper takes numbers only. It fails only for flags that do not exist.
+    unsafe { bpf_redirect(in_if, u64::from(BPF_F_INGRESS)) };
 }
 
 /// Sends the frame out by `out_if` as it is.

@@ -11,7 +11,7 @@ use vmnat_common::{
     Address, Mac, Outcome, Port,
     bridge::{BridgePort, BridgePortFlags},
     checksum::{address_diff, port_diff},
-    endpoint::{Endpoint, Protocol},
+    endpoint::{Endpoint, Protocol, may_change_port},
     flow::FlowKey,
     session::{Flags, Session},
     tcp_state,
@@ -56,7 +56,8 @@ pub fn touch(ctx: &TcContext, session: &mut Session, packet: &Packet, now: u64) 
     session.last_seen = now as u32;
     session.packets = session.packets.wrapping_add(1);
     session.bytes = session.bytes.wrapping_add(u64::from(parse::bytes(ctx)));
-    if packet.key.protocol == Protocol::Tcp.number() {
+    // Of a segment in fragments, the first one alone has flags.
+    if packet.tcp_flags != 0 {
         session.tcp_seen = tcp_state::observe(session.tcp_seen, packet.tcp_flags);
     }
 }
@@ -89,8 +90,7 @@ pub fn note_way(way: &Way) -> Result<(), Outcome> {
 /// Opens the session of a guest's packet, whose way was noted. Called from the program itself, beside the judgement: the
 /// frames of both do not fit the stack.
 #[inline(never)]
-pub fn open(ctx: &TcContext, packet: &Packet) -> Result<(), Outcome> {
-    let port = bridge::port_of(ctx)?;
+pub fn open(ctx: &TcContext, packet: &Packet, port: &BridgePort) -> Result<(), Outcome> {
     let way = &draft()?.way;
     may_open(packet)?;
     if way.address.is_unspecified() {
@@ -107,43 +107,37 @@ pub fn open(ctx: &TcContext, packet: &Packet) -> Result<(), Outcome> {
         flags: Flags::MAPPED | way.flags,
         result: Err(Outcome::PortsExhausted),
     };
-    let Some(protocol) = packet.protocol().filter(|protocol| protocol.may_change_port()) else {
+    let mapped = may_change_port(key.protocol);
+    let has_endpoint = if mapped {
+        mapping::find_or_claim(ctx, key, &mut opening.external)
+    } else {
         // The port stays, and so there is nothing to map: the tuple is free or not.
         opening.flags = way.flags;
         opening.external.port = key.source_port;
-        return if mapping::may_keep(key) { insert(&opening) } else { Err(Outcome::FlowConflict) };
+        if mapping::may_keep(key) { Ok(()) } else { Err(Outcome::FlowConflict) }
     };
-    let mapped = match mapping::find_or_claim(ctx, key, protocol, &mut opening.external) {
+    let opened = match has_endpoint {
         Ok(()) => insert(&opening),
-        Err(reason) => Err(reason),
+        refused => refused,
     };
-    match mapped {
-        Ok(()) => Ok(()),
-        // The mapping's endpoint is taken towards this remote, or the pool is full: a port for this flow alone.
-        Err(Outcome::FlowConflict | Outcome::PortsExhausted) => {
-            opening.flags = way.flags;
-            // SAFETY: the callback has the helper's signature and gets the very opening that is passed here, which
-            // outlives the call.
-            unsafe {
-                bpf_loop(
-                    OVERLOAD_PROBES,
-                    open_overloaded as *const () as *mut c_void,
-                    (&raw mut opening).cast(),
-                    0,
-                );
-            }
-            opening.result
-        }
-        Err(reason) => Err(reason),
+    if !mapped || !matches!(opened, Err(Outcome::FlowConflict | Outcome::PortsExhausted)) {
+        return opened;
     }
+    // The mapping's endpoint is taken towards this remote, or the pool is full: a port for this flow alone.
+    opening.flags = way.flags;
+    // SAFETY: the callback has the helper's signature and gets the very opening that is passed here, which outlives the
+    // call.
+    unsafe {
+        bpf_loop(OVERLOAD_PROBES, open_overloaded as *const () as *mut c_void, (&raw mut opening).cast(), 0);
+    }
+    opening.result
 }
 
 /// One turn of the search for a port that this flow shares with others: zero goes on, one ends it.
 extern "C" fn open_overloaded(_attempt: u32, opening: *mut c_void) -> i64 {
     // SAFETY: `open` passes its own opening, and nothing else refers to it during the loop.
     let opening = unsafe { &mut *opening.cast::<Opening<'_>>() };
-    let Some(protocol) = opening.packet.protocol() else { return 1 };
-    if !mapping::offer_overloaded(opening.ctx, &opening.packet.key, protocol, &mut opening.external) {
+    if !mapping::offer_overloaded(opening.ctx, &opening.packet.key, &mut opening.external) {
         return 0;
     }
     match insert(opening) {
@@ -372,7 +366,7 @@ pub struct Invited<'a> {
 /// The guest's port and MAC are the lease's. Where it has none, the bridge's neighbour table delivers; the first answer
 /// then does not match its entry, is checked against what its sender has said of itself, and completes it.
 #[inline(never)]
-pub fn insert_invited(ctx: &TcContext, invited: &Invited<'_>) -> Result<(), Outcome> {
+pub fn insert_invited(invited: &Invited<'_>) -> Result<(), Outcome> {
     let Invited { key, target, forward, bridge, ref way } = *invited;
     let external = key.destination_endpoint();
     let half = &mut draft()?.half;
@@ -380,7 +374,7 @@ pub fn insert_invited(ctx: &TcContext, invited: &Invited<'_>) -> Result<(), Outc
     write_half(half, key, external, target, kind | Flags::VIA_NEIGHBOUR);
     half.set_forward(forward);
     half.out_if = bridge.bridge;
-    half.in_if = parse::interface(ctx);
+    half.in_if = way.out_if;
     half.destination_mac = Mac::ZERO;
     half.source_mac = bridge.mac;
     half.mtu = bridge.mtu;

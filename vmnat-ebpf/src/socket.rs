@@ -34,7 +34,7 @@ pub const CONVERSING: u32 = 2;
 /// Whether a socket of the host would receive what the destination of `key` ([`FlowKey::remote`] of either side) sends to
 /// the external endpoint: [`NONE`], [`WAITING`] or [`CONVERSING`]. A number, since a real call returns nothing else.
 #[inline(never)]
-pub fn holding(ctx: &TcContext, protocol: Protocol, key: &FlowKey, external: Endpoint) -> u32 {
+pub fn holding(ctx: &TcContext, key: &FlowKey, external: Endpoint) -> u32 {
     let remote = key.remote();
     let mut ipv4 = SockTuple4 {
         saddr: remote.address.to_wire(),
@@ -47,27 +47,25 @@ pub fn holding(ctx: &TcContext, protocol: Protocol, key: &FlowKey, external: End
     let skb = ctx.skb.skb.cast();
     // SAFETY: the pointers are valid for the calls; a socket that was found is released on the spot.
     unsafe {
-        match protocol {
-            // Identifiers are not kept apart by sockets, and the kernel has no look-up for the others: see `guard`.
-            Protocol::Icmp | Protocol::Dccp | Protocol::Sctp | Protocol::UdpLite => NONE,
-            Protocol::Tcp => {
-                let socket = bpf_skc_lookup_tcp(skb, tuple, size, THIS_NETNS, 0);
-                if socket.is_null() {
-                    return NONE;
-                }
-                let state = state(socket);
-                bpf_sk_release(socket.cast());
-                if state == LISTEN { WAITING } else { CONVERSING }
+        if key.protocol == Protocol::Tcp.number() {
+            let socket = bpf_skc_lookup_tcp(skb, tuple, size, THIS_NETNS, 0);
+            if socket.is_null() {
+                return NONE;
             }
-            Protocol::Udp => {
-                let socket = bpf_sk_lookup_udp(skb, tuple, size, THIS_NETNS, 0);
-                if socket.is_null() {
-                    return NONE;
-                }
-                let state = state(socket);
-                bpf_sk_release(socket.cast());
-                if state == ESTABLISHED { CONVERSING } else { WAITING }
+            let state = state(socket);
+            bpf_sk_release(socket.cast());
+            if state == LISTEN { WAITING } else { CONVERSING }
+        } else if key.protocol == Protocol::Udp.number() {
+            let socket = bpf_sk_lookup_udp(skb, tuple, size, THIS_NETNS, 0);
+            if socket.is_null() {
+                return NONE;
             }
+            let state = state(socket);
+            bpf_sk_release(socket.cast());
+            if state == ESTABLISHED { CONVERSING } else { WAITING }
+        } else {
+            // ICMP identifiers are not kept apart by sockets, and the kernel has no look-up for other protocols: see `guard`.
+            NONE
         }
     }
 }

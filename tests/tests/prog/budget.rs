@@ -21,8 +21,8 @@ const VERIFIED: [(&str, u32); 8] = [
     ("outbound_bridge", 95_000),
     ("inbound", 24_000),
     ("guard", 1_100),
-    ("room_inward", 60),
-    ("room_outward", 60),
+    ("room_inward", 15_000),
+    ("room_outward", 60_000),
     ("reaper", 6_600),
     ("clock", 60),
 ];

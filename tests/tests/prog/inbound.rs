@@ -71,7 +71,7 @@ fn the_hosts_own_passes_untouched() {
     passes(&mut rig, &Packet::echo(from_world(SERVER), 9, 1, b"ping").bytes(), Outcome::NoFlow);
     passes(&mut rig, &Packet::new(from_world(SERVER), 47, vec![0; 20], None).bytes(), Outcome::NoFlow);
     let mut fragment = answer().bytes();
-    fragment[20] = 0x20;
+    fragment[20..22].copy_from_slice(&[0x20, 0xb9]);
     passes(&mut rig, &fragment, Outcome::InboundFragment);
     let mut arp = answer().bytes();
     arp[12..14].copy_from_slice(&[0x08, 0x06]);

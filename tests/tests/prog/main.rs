@@ -16,6 +16,7 @@ mod budget;
 mod errors;
 mod filtering;
 mod forwards;
+mod fragments;
 mod guard;
 mod hairpin;
 mod inbound;

@@ -405,7 +405,8 @@ fn malformed_headers_do_not_leave() {
         frame[offset] = value;
         ends_as(&mut rig, &frame, Outcome::BadHeader, DROP);
     }
-    for fragment in [[0x20, 0], [0, 1], [0x20, 0xb9]] {
+    // A fragment whose first one nobody has seen.
+    for fragment in [[0, 1], [0x20, 0xb9]] {
         let mut frame = sound.clone();
         frame[20..22].copy_from_slice(&fragment);
         ends_as(&mut rig, &frame, Outcome::Fragment, DROP);

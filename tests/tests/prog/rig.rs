@@ -33,6 +33,9 @@ pub const PORT1: u32 = 11;
 pub const PORT2: u32 = 12;
 pub const UPLINK: u32 = 20;
 pub const OTHER_BRIDGE: u32 = 13;
+pub const ROOM_INNER: u32 = 21;
+pub const ROOM_OUTER: u32 = 31;
+pub const ROOM_REFUSING: u32 = 32;
 
 pub const BRIDGE_MAC: [u8; 6] = [0x52, 0x54, 0, 0xbb, 0, 1];
 pub const GUEST1_MAC: [u8; 6] = [0x52, 0x54, 0, 0, 0, 0x10];
@@ -226,6 +229,14 @@ impl Rig {
         let key = NetworkKey { prefix: 24, address: first.into_address() };
         let network = Network { bridge, gateway: gateway.into_address(), flags: 0 };
         self.tables.network.set(&key, &network).unwrap();
+    }
+
+    /// Says that there is a quiet room. Its interfaces are two of the topology's; nothing is sent by them.
+    pub fn room(&self) {
+        self.settings(|settings| {
+            settings.room =
+                Room { inner: ROOM_INNER, outer: ROOM_OUTER, refusing: ROOM_REFUSING, reserved: 0 };
+        });
     }
 
     /// Opens the guests' mappings to everybody.

@@ -16,6 +16,9 @@ pub const VERSION_IHL: usize = offset_of!(Ipv4Hdr, vihl);
 /// Offset of the total length.
 pub const TOTAL_LENGTH: usize = offset_of!(Ipv4Hdr, tot_len);
 
+/// Offset of the identification.
+pub const IDENTIFICATION: usize = offset_of!(Ipv4Hdr, id);
+
 /// Offset of flags and fragment offset.
 pub const FRAGMENT: usize = offset_of!(Ipv4Hdr, frags);
 
@@ -68,6 +71,15 @@ pub const fn one_hop_less(ttl_protocol: u16) -> (u16, u16) {
     (new, crate::checksum::word_diff(ttl_protocol, new))
 }
 
+/// TTL and protocol as one half-word in memory order, with one hop more where the largest number allows, and the difference to
+/// the checksum.
+#[must_use]
+pub const fn one_hop_more(ttl_protocol: u16) -> (u16, u16) {
+    let [ttl, protocol] = ttl_protocol.to_ne_bytes();
+    let new = u16::from_ne_bytes([ttl.saturating_add(1), protocol]);
+    (new, crate::checksum::word_diff(ttl_protocol, new))
+}
+
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
@@ -94,6 +106,21 @@ mod tests {
             prop_assert_eq!(header[TTL], ttl.saturating_sub(1));
             header[CHECKSUM..CHECKSUM + 2].copy_from_slice(&checksum::update(sum, diff).to_ne_bytes());
             prop_assert_eq!(checksum::full(&header, 0), 0);
+        }
+    }
+
+    #[test]
+    fn a_hop_given_and_taken_changes_nothing() {
+        for ttl in 1..=255_u8 {
+            let word = u16::from_ne_bytes([ttl, 17]);
+            let (more, diff) = one_hop_more(word);
+            let (back, _) = one_hop_less(more);
+            assert_eq!(more.to_ne_bytes()[0], ttl.saturating_add(1));
+            assert_eq!(back == word, ttl < 255);
+            assert_eq!(
+                checksum::update(checksum::update(0x1234, diff), checksum::word_diff(more, word)),
+                0x1234
+            );
         }
     }
 
