@@ -24,6 +24,7 @@ pub mod mapping;
 pub mod network;
 pub mod outcome;
 pub mod port_range;
+pub mod quota;
 pub mod reap;
 pub mod room;
 pub mod session;

@@ -69,6 +69,9 @@ catalogue! {
         ResetWithoutFlow = Dropped, "reset_without_flow", "A TCP reset for a conversation that does not exist.";
         NoUplinkAddress = Dropped, "no_uplink_address", "The uplink has no address to translate to.";
         PortsExhausted = Dropped, "ports_exhausted", "No external port is free for this flow.";
+        FlowQuota = Dropped, "flow_quota", "The guest has as many flows as one guest may have.";
+        HalfOpenQuota = Dropped, "half_open_quota", "The guest has as many half-open TCP flows as one guest may have.";
+        RateQuota = Dropped, "rate_quota", "The guest opens flows faster than one guest may.";
         FlowTableFull = Dropped, "flow_table_full", "The flow table has no room; live flows are never evicted.";
         FlowConflict = Dropped, "flow_conflict", "Another flow holds this tuple.";
         StaleFlow = Dropped, "stale_flow", "The flow's entry was replaced while it was read.";

@@ -68,6 +68,8 @@ impl Flags {
     /// A guest's direction whose remote is an external endpoint of another guest, or of the same one: the packet turns
     /// round on the host, and the uplink's entry of the remote's own session takes it on.
     pub const HAIRPIN: u8 = 32;
+    /// The direction that opened a TCP flow: its handshake is not complete, and the flow counts as half open.
+    pub const HALF_OPEN: u8 = 64;
 }
 
 impl Session {

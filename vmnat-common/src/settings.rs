@@ -2,7 +2,7 @@
 
 use bytemuck::{Pod, Zeroable};
 
-use crate::{room::Room, timeout::Timeouts};
+use crate::{quota::Quotas, room::Room, timeout::Timeouts};
 
 /// The single value of the `SETTINGS` map.
 #[repr(C)]
@@ -28,6 +28,8 @@ pub struct Settings {
     pub netns_cookie: u64,
     /// The quiet room.
     pub room: Room,
+    /// What each guest may take.
+    pub quotas: Quotas,
 }
 
 impl Settings {

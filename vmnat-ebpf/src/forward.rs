@@ -21,6 +21,7 @@ use crate::{
     filtering,
     maps::{BRIDGE_PORT, FORWARD, FORWARD_ACTIVE, FORWARD_COUNT, FORWARD_SOURCE, UPLINK},
     parse::Packet,
+    quota,
     route::{self, Route},
     session::{self, Invited},
     socket,
@@ -106,6 +107,7 @@ pub fn open(ctx: &TcContext, packet: &Packet, in_if: u32) -> Result<(), Outcome>
     }
     admit(&invited, packet.key.source)?;
     session::may_open(packet)?;
+    quota::check(invited.target.address, packet.tcp_flags)?;
     let bridge = bridge_of(invited.bridge)?;
     // SAFETY: user space replaces whole values of this small map.
     let uplink = unsafe { UPLINK.get(in_if) }.ok_or(Outcome::Unmanaged)?;
@@ -117,7 +119,15 @@ pub fn open(ctx: &TcContext, packet: &Packet, in_if: u32) -> Result<(), Outcome>
     }
     let way =
         Way { out_if: in_if, next_hop: back.next_hop, address: uplink.address, mtu: uplink.mtu, flags: 0 };
-    session::insert_invited(&Invited { key: &packet.key, target, forward, bridge, way })?;
+    session::insert_invited(&Invited {
+        key: &packet.key,
+        target,
+        forward,
+        bridge,
+        way,
+        half_open: quota::opens_half(packet.tcp_flags),
+    })?;
+    quota::count(target.address, quota::opens_half(packet.tcp_flags) != 0);
     count_connection(forward);
     Ok(())
 }
@@ -128,6 +138,7 @@ pub fn open_turned(packet: &Packet, key: &FlowKey) -> Result<(), Outcome> {
     let invited = invited(key).ok_or(Outcome::ToHost)?;
     admit(&invited, packet.key.source)?;
     session::may_open(packet)?;
+    quota::check(invited.target.address, packet.tcp_flags)?;
     let bridge = bridge_of(invited.bridge)?;
     let way = Way {
         out_if: bridge.bridge,
@@ -137,7 +148,15 @@ pub fn open_turned(packet: &Packet, key: &FlowKey) -> Result<(), Outcome> {
         flags: Flags::HAIRPIN,
     };
     let (target, forward) = (invited.target, invited.forward);
-    session::insert_invited(&Invited { key, target, forward, bridge, way })?;
+    session::insert_invited(&Invited {
+        key,
+        target,
+        forward,
+        bridge,
+        way,
+        half_open: quota::opens_half(packet.tcp_flags),
+    })?;
+    quota::count(target.address, quota::opens_half(packet.tcp_flags) != 0);
     count_connection(forward);
     Ok(())
 }

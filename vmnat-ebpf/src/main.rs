@@ -52,6 +52,8 @@ mod outbound;
 #[cfg(target_arch = "bpf")]
 mod parse;
 #[cfg(target_arch = "bpf")]
+mod quota;
+#[cfg(target_arch = "bpf")]
 mod reaper;
 #[cfg(target_arch = "bpf")]
 mod rewrite;

@@ -17,6 +17,7 @@ use vmnat_common::{
     mapping::{Mapping, MappingKey},
     network::Network,
     port_range::POOL_WORDS,
+    quota::Guest,
     session::Session,
     settings::Settings,
     station::{Station, StationKey},
@@ -89,6 +90,10 @@ pub static OUTCOMES: PerCpuArray<u64> = PerCpuArray::with_max_entries(Outcome::C
 /// Fragments of datagrams on their way. The oldest give way: a flood of fragments costs fragments, nothing else.
 #[map]
 pub static FRAGMENT: LruHashMap<FragmentKey, Fragment> = LruHashMap::with_max_entries(16_384, 0);
+
+/// What each guest has taken of what all share, by its address.
+#[map]
+pub static GUEST: HashMap<Address, Guest> = HashMap::with_max_entries(16_384, 0);
 
 /// What a packet's visit writes down between its stages, a place a CPU.
 #[map]

@@ -14,6 +14,7 @@ use vmnat_common::{
 use crate::{
     bridge, classify, fragment, hairpin, icmp, lease, mss,
     parse::{self, Frame, Packet},
+    quota,
     rewrite::{self, Change},
     room, route, session, settings,
     verdict::{self, Mark},
@@ -55,7 +56,9 @@ fn translate(ctx: &TcContext) -> Result<Outcome, Outcome> {
             if let Some(session) = session::find(&packet.key)? {
                 session
             } else {
-                session::open(ctx, &packet, bridge::port_of(ctx)?)?;
+                if let Err(reason) = open(ctx, &packet) {
+                    return Err(room::refuse(ctx, &packet, reason));
+                }
                 session::find(&packet.key)?.ok_or(Outcome::StaleFlow)?
             }
         }
@@ -123,6 +126,13 @@ fn judge(ctx: &TcContext, packet: &Packet) -> Result<(), Outcome> {
         return Ok(());
     }
     session::note_way(&way)
+}
+
+/// Opens the session of a packet that may have one, within its guest's quota.
+#[inline(always)]
+fn open(ctx: &TcContext, packet: &Packet) -> Result<(), Outcome> {
+    quota::check(packet.key.source, packet.tcp_flags)?;
+    session::open(ctx, packet, bridge::port_of(ctx)?)
 }
 
 /// Sends a guest's ICMP error; a call of its own for the sake of the stack.

@@ -19,6 +19,7 @@ use crate::{
     maps::{BRIDGE_PORT, NETWORK},
     mss,
     parse::{self, Frame, Packet, Quote},
+    quota,
     rewrite::{self, Change},
     route, session, settings,
     verdict::{self, Mark},
@@ -55,6 +56,10 @@ fn enter(ctx: &TcContext, packet: &Packet, reason: Outcome, place: Place) -> Res
     if !room.exists() || !serves || verdict::finds(ctx, Mark::ordered(settings)) {
         return Err(reason);
     }
+    let payer = if matches!(place, Place::Guest) { packet.key.source } else { Address::UNSPECIFIED };
+    if !quota::admits_to_room(payer) {
+        return Err(reason);
+    }
     if matches!(reason, Outcome::Fragment | Outcome::InboundFragment) {
         fragment::note_waiting(ctx, packet, place)?;
     }
@@ -68,6 +73,30 @@ fn enter(ctx: &TcContext, packet: &Packet, reason: Outcome, place: Place) -> Res
     rewrite::macs(ctx, mac, packet.destination_mac)?;
     route::to_port(out_if);
     Ok(Outcome::QuietRoom)
+}
+
+/// Has the room tell a guest that its flow is refused (ICMP 3/13; RFC 5508 REQ-8), at most once in a tick of the clock. The
+/// packet itself is dropped for the `reason`; the room gets a copy.
+#[inline(never)]
+pub fn refuse(ctx: &TcContext, packet: &Packet, reason: Outcome) -> Outcome {
+    let tells = matches!(
+        reason,
+        Outcome::FlowQuota
+            | Outcome::HalfOpenQuota
+            | Outcome::RateQuota
+            | Outcome::PortsExhausted
+            | Outcome::FlowTableFull
+            | Outcome::FlowConflict
+    );
+    if let Ok(settings) = settings::get()
+        && settings.room.refusing != 0
+        && tells
+        && quota::may_be_told(packet.key.source)
+        && rewrite::macs(ctx, room::REFUSING_MAC, packet.destination_mac).is_ok()
+    {
+        route::copy_to(ctx, settings.room.refusing);
+    }
+    reason
 }
 
 /// The program of the outer way out: what guests sent, in order and in size, and what the room tells the world.
@@ -87,6 +116,7 @@ pub fn outward(ctx: &TcContext) -> Result<Outcome, Outcome> {
         session
     } else {
         judge(ctx, &mut packet)?;
+        quota::check(packet.key.source, packet.tcp_flags)?;
         session::open(ctx, &packet, bridge_of(packet.key.source)?)?;
         session::find(&packet.key)?.ok_or(Outcome::StaleFlow)?
     };

@@ -11,7 +11,7 @@ use aya_ebpf::{
         bpf_fib_lookup__bindgen_ty_3 as FibSource, bpf_fib_lookup__bindgen_ty_4 as FibDestination,
         bpf_fib_lookup__bindgen_ty_5 as FibTable, bpf_redir_neigh, bpf_redir_neigh__bindgen_ty_1 as NextHop,
     },
-    helpers::generated::{bpf_fib_lookup, bpf_redirect, bpf_redirect_neigh},
+    helpers::generated::{bpf_clone_redirect, bpf_fib_lookup, bpf_redirect, bpf_redirect_neigh},
     programs::TcContext,
 };
 use vmnat_common::{
@@ -107,6 +107,13 @@ pub fn to_guest(ctx: &TcContext, session: &Session) -> Result<(), Outcome> {
         to_port(session.out_if);
     }
     Ok(())
+}
+
+/// Sends a copy of the frame out by `out_if`; the frame itself stays.
+#[inline(always)]
+pub fn copy_to(ctx: &TcContext, out_if: u32) {
+    // SAFETY: the context is valid. Where there is no memory for a copy, there is none.
+    unsafe { bpf_clone_redirect(ctx.skb.skb, out_if, 0) };
 }
 
 /// Lets the frame come in by `in_if` as if it had just arrived there.

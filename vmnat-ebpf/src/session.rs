@@ -12,7 +12,7 @@ use vmnat_common::{
     bridge::{BridgePort, BridgePortFlags},
     checksum::{address_diff, port_diff},
     endpoint::{Endpoint, Protocol, may_change_port},
-    flow::FlowKey,
+    flow::{FlowKey, Side},
     session::{Flags, Session},
     tcp_state,
 };
@@ -23,7 +23,7 @@ use crate::{
     forward, lease, mapping,
     maps::{DRAFT, FLOW},
     parse::{self, Packet},
-    settings,
+    quota, settings,
 };
 
 /// Attempts to find a port for one flow alone.
@@ -58,6 +58,8 @@ pub fn touch(ctx: &TcContext, session: &mut Session, packet: &Packet, now: u64) 
     session.bytes = session.bytes.wrapping_add(u64::from(parse::bytes(ctx)));
     // Of a segment in fragments, the first one alone has flags.
     if packet.tcp_flags != 0 {
+        let guest = if packet.key.side == Side::Guest as u8 { packet.key.source } else { session.address };
+        quota::follow(session, guest, packet.tcp_flags);
         session.tcp_seen = tcp_state::observe(session.tcp_seen, packet.tcp_flags);
     }
 }
@@ -231,9 +233,11 @@ pub fn remove(guest: &FlowKey, session: &Session) -> bool {
         return false;
     }
     let reverse = guest.reverse(external);
+    let mut flags = session.flags;
     if let Ok(Some(back)) = find(&reverse)
         && back.rewritten() == guest.source_endpoint()
     {
+        flags |= back.flags;
         if session.has(Flags::FORWARDED) {
             forward::settle_account(session, back);
         }
@@ -241,6 +245,10 @@ pub fn remove(guest: &FlowKey, session: &Session) -> bool {
     }
     if mapped {
         mapping::count_flow(guest.protocol, guest.source_endpoint(), external, -1);
+    }
+    // What was taken over from the kernel was never counted.
+    if flags & Flags::IMPORTED == 0 {
+        quota::release(guest.source, flags & Flags::HALF_OPEN != 0);
     }
     true
 }
@@ -290,6 +298,7 @@ fn insert(opening: &Opening<'_>) -> Result<(), Outcome> {
         if opening.flags & Flags::MAPPED != 0 {
             mapping::count_flow(key.protocol, key.source_endpoint(), external, 1);
         }
+        quota::count(key.source, quota::opens_half(opening.packet.tcp_flags) != 0);
         return Ok(());
     };
     // When another CPU opened this flow, ours gives way, unless both chose the same endpoint.
@@ -326,6 +335,7 @@ fn write_half(half: &mut Session, key: &FlowKey, near: Endpoint, new: Endpoint, 
 #[inline(always)]
 fn write_outbound(half: &mut Session, opening: &Opening<'_>) {
     let Opening { ctx, packet, port: _, way, external, flags, result: _ } = *opening;
+    let flags = flags | quota::opens_half(packet.tcp_flags);
     write_half(half, &packet.key, packet.key.source_endpoint(), external, flags);
     half.out_if = way.out_if;
     half.in_if = parse::interface(ctx);
@@ -359,6 +369,8 @@ pub struct Invited<'a> {
     pub bridge: &'a BridgePort,
     /// The way of the guest's answers.
     pub way: Way,
+    /// [`Flags::HALF_OPEN`] for a TCP handshake that begins, or none.
+    pub half_open: u8,
 }
 
 /// Inserts both halves of a session that came in from outside.
@@ -367,11 +379,11 @@ pub struct Invited<'a> {
 /// then does not match its entry, is checked against what its sender has said of itself, and completes it.
 #[inline(never)]
 pub fn insert_invited(invited: &Invited<'_>) -> Result<(), Outcome> {
-    let Invited { key, target, forward, bridge, ref way } = *invited;
+    let Invited { key, target, forward, bridge, ref way, half_open } = *invited;
     let external = key.destination_endpoint();
     let half = &mut draft()?.half;
     let kind = if forward == 0 { Flags::MAPPED } else { Flags::FORWARDED };
-    write_half(half, key, external, target, kind | Flags::VIA_NEIGHBOUR);
+    write_half(half, key, external, target, kind | half_open | Flags::VIA_NEIGHBOUR);
     half.set_forward(forward);
     half.out_if = bridge.bridge;
     half.in_if = way.out_if;

@@ -63,6 +63,8 @@ pub mod map {
     pub const HOST_PEER: &str = "HOST_PEER";
     /// Fragments of datagrams on their way.
     pub const FRAGMENT: &str = "FRAGMENT";
+    /// What guests have taken of what all share.
+    pub const GUEST: &str = "GUEST";
     /// Leases.
     pub const LEASE: &str = "LEASE";
     /// Stations.
@@ -75,7 +77,7 @@ pub mod map {
     pub const OUTCOMES: &str = "OUTCOMES";
 
     /// All of them.
-    pub const ALL: [&str; 16] = [
+    pub const ALL: [&str; 17] = [
         FLOW,
         MAPPING,
         NETWORK,
@@ -87,6 +89,7 @@ pub mod map {
         FORWARD_COUNT,
         HOST_PEER,
         FRAGMENT,
+        GUEST,
         LEASE,
         STATION,
         PORT_POOL,

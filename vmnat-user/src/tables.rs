@@ -19,6 +19,7 @@ use vmnat_common::{
     lease::Lease,
     mapping::{Mapping, MappingKey},
     network::{Network, NetworkKey},
+    quota::Guest,
     reap::{self, Mode, Verdict},
     session::Session,
     settings::Settings,
@@ -56,6 +57,8 @@ pub struct Tables {
     pub forward_count: Table<u32, ForwardCount>,
     /// Where sockets of the host had wanted to go.
     pub host_peer: Table<HostPeerKey, HostPeer>,
+    /// What guests have taken of what all share.
+    pub guest: Table<Address, Guest>,
     /// Leases.
     pub lease: Table<Address, Lease>,
     /// Stations of the bridges.
@@ -125,6 +128,7 @@ impl Tables {
             forward_source: Table::open(&instance.map(map::FORWARD_SOURCE))?,
             forward_count: Table::open(&instance.map(map::FORWARD_COUNT))?,
             host_peer: Table::open(&instance.map(map::HOST_PEER))?,
+            guest: Table::open(&instance.map(map::GUEST))?,
             lease: Table::open(&instance.map(map::LEASE))?,
             station: Table::open(&instance.map(map::STATION))?,
             port_pool: Table::open(&instance.map(map::PORT_POOL))?,

@@ -23,6 +23,7 @@ mod inbound;
 mod mss;
 mod outbound;
 mod protocols;
+mod quotas;
 mod reaper;
 mod rig;
 mod sums;

@@ -15,6 +15,7 @@ use vmnat_common::{
     lease::Lease,
     network::{Network, NetworkFlags, NetworkKey},
     port_range::POOL_WORDS,
+    quota::Quotas,
     room::Room,
     settings::Settings,
     station::{Station, StationKey},
@@ -140,6 +141,7 @@ impl Rig {
                 timeouts: Timeouts::SECONDS.in_jiffies(hertz),
                 netns_cookie: 0,
                 room: Room::default(),
+                quotas: Quotas::NONE,
             };
         });
         for word in 0..POOL_WORDS {
