@@ -3,6 +3,7 @@
 //! It holds nothing that the kernel does not: when it dies, forwarding goes on, only expiry and new ports wait for
 //! the next one. It is one thread, so that it stays in the network namespace in which it was started.
 
+mod lease_watch;
 mod listener;
 
 use std::{
@@ -10,6 +11,7 @@ use std::{
     future,
     io::{Read as _, Seek as _, Write as _},
     os::unix::fs::OpenOptionsExt as _,
+    path::PathBuf,
     time::Duration,
 };
 
@@ -26,15 +28,16 @@ use tokio::{
 };
 use tracing::{debug, info, warn};
 
-use self::listener::Listener;
+use self::{lease_watch::LeaseWatch, listener::Listener};
 use crate::{
     error::Error,
     facts::{self, Changes, Watch},
-    flows,
+    flows, forwards,
     kernel_log::KernelLog,
+    leases,
     paths::Instance,
     reconcile,
-    state::{self, Lock},
+    state::{self, Lock, State},
     tables::Tables,
 };
 
@@ -45,7 +48,7 @@ const SETTLE: Duration = Duration::from_millis(100);
 const SETTLE_NEIGHBOURS: Duration = Duration::from_secs(2);
 
 /// Between two looks at what announces no change: ports that the host holds, kernel settings, filters
-/// of tc.
+/// of tc, folders of lease files.
 const LOOK: Duration = Duration::from_secs(30);
 
 /// Holds the agent's place: one agent an instance.
@@ -110,6 +113,14 @@ pub fn end(instance: &Instance) -> Result<bool> {
     anyhow::bail!("the agent (process {pid}) does not end")
 }
 
+/// Tells the instance's agent, if one runs, that what it has to wait for has changed.
+pub fn nudge(instance: &Instance) {
+    if let Some(pid) = running(instance) {
+        // One that has just ended needs no telling.
+        let _ = nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGHUP);
+    }
+}
+
 /// Runs until SIGTERM or SIGINT, or until `down` has removed the instance; `ready` is called once everything is
 /// true for the first time.
 ///
@@ -126,12 +137,15 @@ pub async fn run(instance: &Instance, ready: impl FnOnce()) -> Result<()> {
     let mut look = interval(LOOK);
     look.reset();
     let mut kernel_log = agent.open_kernel_log();
+    let mut lease_watch = LeaseWatch::open();
     reap.set_missed_tick_behavior(MissedTickBehavior::Delay);
     agent.reconcile().await;
     info!("the agent of instance {instance} is ready");
     ready();
     loop {
+        lease_watch.follow(&agent.lease_files);
         tokio::select! {
+            () = lease_watch.next() => agent.plan(SETTLE),
             found = changes.next() => agent.note(found),
             () = due(agent.due) => agent.reconcile().await,
             true = pump(&mut kernel_log) => {}
@@ -175,6 +189,8 @@ struct Agent<'a> {
     reap_interval: Duration,
     /// The programs log.
     kernel_log: bool,
+    /// Files whose changes may move the guests of port forwards.
+    lease_files: Vec<PathBuf>,
     /// When to reconcile.
     due: Option<Instant>,
     /// Routes have changed: flows must look at their way again.
@@ -189,7 +205,17 @@ impl<'a> Agent<'a> {
         tokio::spawn(connection);
         let reap_interval = Duration::from_millis(state.reap_interval_ms);
         let kernel_log = state.kernel_log;
-        Ok(Self { instance, handle, tables, reap_interval, kernel_log, due: None, rerouted: false })
+        let lease_files = Vec::new();
+        Ok(Self {
+            instance,
+            handle,
+            tables,
+            reap_interval,
+            kernel_log,
+            lease_files,
+            due: None,
+            rerouted: false,
+        })
     }
 
     fn open_kernel_log(&self) -> Option<KernelLog> {
@@ -235,8 +261,9 @@ impl<'a> Agent<'a> {
         if state != before {
             lock.save(&state)?;
         }
+        self.look_ahead(&state);
         let done = done?;
-        for change in &done.changes {
+        for change in done.changes.iter().chain(&done.forwards) {
             info!("{change}");
         }
         for warning in state.warnings.iter().filter(|warning| !before.warnings.contains(warning)) {
@@ -249,6 +276,15 @@ impl<'a> Agent<'a> {
             self.plan(SETTLE_NEIGHBOURS);
         }
         Ok(true)
+    }
+
+    /// Notes what port forwards wait for: changes of leases, and the first end.
+    fn look_ahead(&mut self, state: &State) {
+        let follows = state.forwards.iter().any(|forward| forward.wish.spec.target.address().is_none());
+        self.lease_files = if follows { leases::files(state) } else { Vec::new() };
+        if let Some(end) = state.forwards.iter().filter_map(|forward| forward.wish.expires).min() {
+            self.plan(Duration::from_secs(end.saturating_sub(forwards::now())).max(SETTLE));
+        }
     }
 
     fn expire(&self) {

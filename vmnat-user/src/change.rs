@@ -5,6 +5,7 @@ use rtnetlink::Handle;
 
 use crate::{
     facts::{self, Facts},
+    forwards::{PortForward, store::Staged},
     paths::Instance,
     reconcile::{self, Reconciled},
     state::{self, Lock, State},
@@ -89,7 +90,29 @@ impl Change {
         done
     }
 
-    /// The same for an instance that has just been loaded: before the first packet meets a program, the guests'
+    /// Makes changed port forwards true, all of them or none: their file is on the disk before the kernel is told, and
+    /// takes its name after. When that fails, `before` is put back.
+    ///
+    /// # Errors
+    /// When the file cannot be written, or the forwards cannot be made true.
+    pub async fn apply_forwards(&mut self, before: Vec<PortForward>) -> Result<Reconciled> {
+        let tables = self.tables()?;
+        let staged = self.lock.stage(&self.state)?;
+        let Self { instance, handle, state, facts, .. } = self;
+        let done = reconcile::reconcile(instance, handle, &tables, state, facts).await;
+        let done = done.and_then(|done| staged.map_or(Ok(()), Staged::commit).map(|()| done));
+        if done.is_err() {
+            state.forwards = before;
+            let undone = reconcile::reconcile(instance, handle, &tables, state, facts).await;
+            if let Err(error) = undone {
+                tracing::warn!("cannot put the port forwards back: {error:#}");
+            }
+        }
+        self.save()?;
+        done
+    }
+
+    /// [`Change::apply`] for an instance that has just been loaded: before the first packet meets a program, the guests'
     /// connections are taken over from the kernel.
     ///
     /// # Errors
