@@ -11,7 +11,6 @@ use std::{
     future,
     io::{Read as _, Seek as _, Write as _},
     os::unix::fs::OpenOptionsExt as _,
-    path::PathBuf,
     time::Duration,
 };
 
@@ -137,15 +136,13 @@ pub async fn run(instance: &Instance, ready: impl FnOnce()) -> Result<()> {
     let mut look = interval(LOOK);
     look.reset();
     let mut kernel_log = agent.open_kernel_log();
-    let mut lease_watch = LeaseWatch::open();
     reap.set_missed_tick_behavior(MissedTickBehavior::Delay);
     agent.reconcile().await;
     info!("the agent of instance {instance} is ready");
     ready();
     loop {
-        lease_watch.follow(&agent.lease_files);
         tokio::select! {
-            () = lease_watch.next() => agent.plan(SETTLE),
+            () = agent.lease_watch.next() => agent.note_leases(),
             found = changes.next() => agent.note(found),
             () = due(agent.due) => agent.reconcile().await,
             true = pump(&mut kernel_log) => {}
@@ -189,8 +186,9 @@ struct Agent<'a> {
     reap_interval: Duration,
     /// The programs log.
     kernel_log: bool,
-    /// Files whose changes may move the guests of port forwards.
-    lease_files: Vec<PathBuf>,
+    lease_watch: LeaseWatch,
+    /// A port forward leads to a lease.
+    follows_leases: bool,
     /// When to reconcile.
     due: Option<Instant>,
     /// Routes have changed: flows must look at their way again.
@@ -205,14 +203,14 @@ impl<'a> Agent<'a> {
         tokio::spawn(connection);
         let reap_interval = Duration::from_millis(state.reap_interval_ms);
         let kernel_log = state.kernel_log;
-        let lease_files = Vec::new();
         Ok(Self {
             instance,
             handle,
             tables,
             reap_interval,
             kernel_log,
-            lease_files,
+            lease_watch: LeaseWatch::open(),
+            follows_leases: false,
             due: None,
             rerouted: false,
         })
@@ -256,6 +254,8 @@ impl<'a> Agent<'a> {
         let Some(lock) = Lock::try_take_existing(self.instance)? else { return Ok(false) };
         let Some(mut state) = state::find(self.instance)? else { return Ok(true) };
         let before = state.clone();
+        // Before they are read, so that no change falls between.
+        self.lease_watch.follow(&leases::files(&state));
         let facts = facts::gather(&self.handle).await?;
         let done = reconcile::reconcile(self.instance, &self.handle, &self.tables, &mut state, &facts).await;
         if state != before {
@@ -278,10 +278,17 @@ impl<'a> Agent<'a> {
         Ok(true)
     }
 
+    /// Plans a reconcile where a lease file's change may move a port forward.
+    fn note_leases(&mut self) {
+        if self.follows_leases {
+            self.plan(SETTLE);
+        }
+    }
+
     /// Notes what port forwards wait for: changes of leases, and the first end.
     fn look_ahead(&mut self, state: &State) {
-        let follows = state.forwards.iter().any(|forward| forward.wish.spec.target.address().is_none());
-        self.lease_files = if follows { leases::files(state) } else { Vec::new() };
+        self.follows_leases =
+            state.forwards.iter().any(|forward| forward.wish.spec.target.address().is_none());
         if let Some(end) = state.forwards.iter().filter_map(|forward| forward.wish.expires).min() {
             self.plan(Duration::from_secs(end.saturating_sub(forwards::now())).max(SETTLE));
         }
