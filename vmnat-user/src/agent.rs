@@ -126,12 +126,13 @@ pub fn nudge(instance: &Instance) {
 /// # Errors
 /// When the instance is not loaded, or the kernel gives no netlink sockets.
 pub async fn run(instance: &Instance, ready: impl FnOnce()) -> Result<()> {
-    let _place = Place::take(instance)?;
-    let mut agent = Agent::open(instance)?;
-    let mut changes = Listener::<Watch>::open()?;
+    // Before others can see that it runs: they signal it.
     let mut hangup = signal(SignalKind::hangup())?;
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
+    let _place = Place::take(instance)?;
+    let mut agent = Agent::open(instance)?;
+    let mut changes = Listener::<Watch>::open()?;
     let mut reap = interval(agent.reap_interval.max(Duration::from_millis(50)));
     let mut look = interval(LOOK);
     look.reset();

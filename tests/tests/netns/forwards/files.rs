@@ -9,6 +9,7 @@ on_both_hooks!(
     a_file_is_added_as_a_whole,
     a_bad_line_is_named_and_nothing_changes,
     a_line_in_conflict_is_named_and_nothing_changes,
+    more_than_the_kernel_holds_is_refused_as_a_whole,
     standard_input_is_a_file_too,
     a_dry_run_changes_nothing,
     adding_twice_changes_nothing,
@@ -69,6 +70,23 @@ fn a_line_in_conflict_is_named_and_nothing_changes(hook: Hook) -> Result<()> {
     words = vec!["port 8080/tcp is already taken by port forward 1"];
     refused_as_a_whole(hook, "8080:192.168.122.11:80", 10, &words)?;
     refused_as_a_whole(hook, "8090:192.168.122.1:80", 1, &["192.168.122.1 cannot be the target"])
+}
+
+/// Each forward takes two entries, at the uplink and at 127.0.0.1: 16,400 are too many, and the old set stands.
+fn more_than_the_kernel_holds_is_refused_as_a_whole(hook: Hook) -> Result<()> {
+    let mut lab = Lab::new()?;
+    lab.up(hook)?;
+    lab.vmnat_ok(&["dnat", "add", &http(8080)])?;
+    let file = fs::read("/var/lib/vmnat/default/forwards.json")?;
+    let lines: Vec<String> = (10_000..26_400).map(http).collect();
+    fs::write(LIST, lines.join("\n"))?;
+    let error = lab.vmnat_refused(&["dnat", "add", "--file", LIST])?;
+    ensure!(error.contains("32802 port forwards are more than the 32768 that fit"), "{error}");
+    ensure!(fs::read("/var/lib/vmnat/default/forwards.json")? == file, "the file has changed");
+    ensure!(fs::read_dir("/var/lib/vmnat/default")?.count() == 1, "a temporary file is left");
+    ensure!(lab.rows(&["dnat", "list"])?.len() == 1, "some are listed");
+    client::get(&lab.world, &format!("{EXTERNAL}:8080"), "/")?;
+    lab.assert_invariants()
 }
 
 fn standard_input_is_a_file_too(hook: Hook) -> Result<()> {

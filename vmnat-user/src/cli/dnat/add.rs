@@ -18,19 +18,19 @@ use crate::{
 
 const EXAMPLES: &str = "\
 Examples:
-  vmnat dnat add 8080:192.168.122.10:80                     port 8080 of every uplink, and 127.0.0.1, to a web server
-  vmnat dnat add 2222:web:22 --comment 'ssh to web'         to a guest by its lease's name, and follow its address
+  vmnat dnat add 8080:192.168.122.10:80                     every uplink's port, and 127.0.0.1's
+  vmnat dnat add 2222:web:22 --comment 'ssh to web'         to a lease by its name
   vmnat dnat add '53:[52:54:00:12:34:56]:53/tcp+udp'        by its MAC, TCP and UDP
   vmnat dnat add 60000-61000:web:60000-61000/udp            a range of ports
-  vmnat dnat add 192.0.2.1:443:web:443                      by one address of the host alone
+  vmnat dnat add 192.0.2.1:443:web:443                      at one address of the host alone
   vmnat dnat add 127.0.0.1:5432:db:5432                     for the host's own programs alone
-  vmnat dnat add 443:web:443 --uplink enp3s0                by one uplink, whatever its addresses are
+  vmnat dnat add 443:web:443 --uplink enp3s0                at one uplink's addresses
   vmnat dnat add 3389:win:3389 --from 198.51.100.0/24       for some callers alone
   vmnat dnat add 8000:web:8000 --expires 2h --runtime-only  for two hours, and not after `down`
-  vmnat dnat add --file forwards.txt                        a forward with its options on each line, all or none
+  vmnat dnat add --file forwards.txt                        one a line with its options, all or none
 
-A port that a server of the host listens on, or that Docker publishes, is refused; --steal takes it from them for as long
-as the forward stands. A port of another forward is never taken.
+A port that a server of the host listens on, or that Docker publishes, is refused. With --steal the
+forward has it for as long as it stands. A port of another forward is never taken.
 ";
 
 /// Lead ports of the host to a guest

@@ -66,18 +66,21 @@ pub(super) fn run(instance: &Instance, args: &Args) -> Result<()> {
     let Args { json } = args;
     let (state, is_running) = load(instance)?;
     let counts = if is_running { forwards::counts(&Tables::open(instance)?)? } else { HashMap::new() };
-    let rows: Vec<Row> = state.forwards.iter().map(|forward| row(forward, &state, &counts)).collect();
+    let rows: Vec<Row> =
+        state.forwards.iter().map(|forward| row(forward, &state, is_running, &counts)).collect();
     if *json {
         return print::line(&report::json("dnat", &rows)?);
     }
     print::text(&text(&rows, now()))
 }
 
-fn row(forward: &PortForward, state: &State, counts: &HashMap<u32, Count>) -> Row {
+fn row(forward: &PortForward, state: &State, is_running: bool, counts: &HashMap<u32, Count>) -> Row {
     let PortForward { id, wish } = forward;
     let spec = &wish.spec;
     let count = counts.get(id).copied().unwrap_or_default();
     let resolved = state.resolved.get(id);
+    let is_lease = !matches!(spec.target, Target::Address(_));
+    let lease_missing = is_lease && resolved.is_none_or(|known| known.missing);
     Row {
         id: *id,
         forward: spec.to_string(),
@@ -88,8 +91,7 @@ fn row(forward: &PortForward, state: &State, counts: &HashMap<u32, Count>) -> Ro
         last_port: spec.ports.last(),
         target: spec.target.to_string(),
         guest: spec.target.address().or(resolved.map(|known| known.address)),
-        lease_missing: !matches!(spec.target, Target::Address(_))
-            && resolved.is_none_or(|known| known.missing),
+        lease_missing: is_running && lease_missing,
         guest_port: spec.target_port,
         connections: count.connections,
         refused: count.refused,
@@ -147,7 +149,8 @@ fn cells(row: &Row, now: u64) -> [String; 11] {
         Some(guest) if guest.to_string() == row.target => String::new(),
         Some(guest) if row.lease_missing => format!(" ({guest}, lease is gone)"),
         Some(guest) => format!(" ({guest})"),
-        None => " (no lease)".to_owned(),
+        None if row.lease_missing => " (no lease)".to_owned(),
+        None => String::new(),
     };
     let amount =
         |amount: &Amount| format!("{} ({})", report::number(amount.packets), report::bytes(amount.bytes));
@@ -192,7 +195,7 @@ mod tests {
     }
 
     fn rows(state: &State) -> Vec<Row> {
-        state.forwards.iter().map(|forward| row(forward, state, &HashMap::new())).collect()
+        state.forwards.iter().map(|forward| row(forward, state, true, &HashMap::new())).collect()
     }
 
     #[test]
@@ -224,6 +227,15 @@ mod tests {
             assert!(printed.contains(words), "no {words} in {printed}");
         }
         assert!(text(&rows(&state), 9_000).contains("expired"));
+    }
+
+    #[test]
+    fn a_stopped_instance_misses_no_lease() {
+        let mut state = state();
+        state.resolved.clear();
+        let rows: Vec<Row> =
+            state.forwards.iter().map(|forward| row(forward, &state, false, &HashMap::new())).collect();
+        assert!(!rows[1].lease_missing && !text(&rows, 0).contains("no lease"));
     }
 
     #[test]
