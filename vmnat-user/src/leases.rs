@@ -3,7 +3,7 @@
 //! Who knows a guest, best first: the lease files that were named with `--lease-file`, libvirt's status files of the
 //! bridges that are served, the leases of a plain dnsmasq, what the programs have learned from traffic, the host's
 //! neighbour table. The last two know MACs alone. Only addresses in networks of the instance count. A further source is
-//! a file here that makes [`LeaseFact`]s, and a line in [`directory`].
+//! a file here that makes [`LeaseFact`]s, and a line in `directory.rs`.
 
 mod directory;
 mod dnsmasq;

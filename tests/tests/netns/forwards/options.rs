@@ -112,16 +112,19 @@ fn a_forward_of_an_uplink_follows_its_addresses(hook: Hook) -> Result<()> {
     lab.assert_invariants()
 }
 
-/// 1. a forward for three seconds, and one for good; 2. the agent takes the first away, also from the file.
+/// 1. a forward for three seconds, and one that is prolonged; 2. the agent takes the first away, also from the file.
 fn a_forward_ends_by_itself(hook: Hook) -> Result<()> {
     let mut lab = Lab::new()?;
     lab.up(hook)?;
     let (short, long) = (format!("8080:{}:80", guest_address(1)), format!("8081:{}:80", guest_address(1)));
     lab.vmnat_ok(&["dnat", "add", &short, "--expires", "3s"])?;
-    lab.vmnat_ok(&["dnat", "add", &long, "--expires", "7d"])?;
+    lab.vmnat_ok(&["dnat", "add", &long, "--expires", "3s"])?;
+    let printed = lab.vmnat_ok(&["dnat", "add", &long, "--expires", "7d"])?;
+    ensure!(printed == format!("renewed: port forward 2 is {long}/tcp\n"), "{printed}");
     client::get(&lab.world, &format!("{EXTERNAL}:8080"), "/")?;
     wait_until("the forward has ended", PATIENCE, || Ok(lab.rows(&["dnat", "list"])?.len() == 1))?;
     client::must_fail("an ended forward", client::get(&lab.world, &format!("{EXTERNAL}:8080"), "/"))?;
+    client::get(&lab.world, &format!("{EXTERNAL}:8081"), "/")?;
     let file = std::fs::read_to_string("/var/lib/vmnat/default/forwards.json")?;
     ensure!(!file.contains(":8080") && file.contains("8081:"), "{file}");
     ensure!(lab.vmnat_ok(&["dnat", "list"])?.contains("in 6 d 23 h"), "no end in the list");

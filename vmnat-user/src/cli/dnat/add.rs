@@ -10,7 +10,7 @@ use crate::{
     agent,
     change::Change,
     cli::{fail_in_part, print},
-    forwards::{self, Admission, ForwardSpec, PortForward, Request, Verdict, now},
+    forwards::{self, Admission, FORM, ForwardSpec, PortForward, Request, Verdict, now},
     leases::Directory,
     paths::Instance,
     report,
@@ -41,8 +41,7 @@ forward has it for as long as it stands. A port of another forward is never take
 #[derive(Clone, Debug, clap::Args)]
 #[command(after_help = EXAMPLES)]
 pub(super) struct Args {
-    /// [HOSTIP:]PORT[-PORT]:TARGET:PORT[-PORT][/tcp|udp|sctp|tcp+udp]; tcp when not said
-    #[arg(value_name = "FORWARD", required_unless_present = "file")]
+    #[arg(value_name = "FORWARD", required_unless_present = "file", help = format!("{FORM}; tcp when not said"))]
     forwards: Vec<ForwardSpec>,
     /// Read forwards from this file, or from standard input for "-": one a line with its options, "#" for comments
     #[arg(long, value_name = "FILE")]
