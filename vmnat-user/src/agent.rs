@@ -3,6 +3,7 @@
 //! It holds nothing that the kernel does not: when it dies, forwarding goes on, only expiry and new ports wait for
 //! the next one. It is one thread, so that it stays in the network namespace in which it was started.
 
+mod lease_watch;
 mod listener;
 
 use std::{
@@ -26,15 +27,16 @@ use tokio::{
 };
 use tracing::{debug, info, warn};
 
-use self::listener::Listener;
+use self::{lease_watch::LeaseWatch, listener::Listener};
 use crate::{
     error::Error,
     facts::{self, Changes, Watch},
-    flows,
+    flows, forwards,
     kernel_log::KernelLog,
+    leases,
     paths::Instance,
     reconcile,
-    state::{self, Lock},
+    state::{self, Lock, State},
     tables::Tables,
 };
 
@@ -45,7 +47,7 @@ const SETTLE: Duration = Duration::from_millis(100);
 const SETTLE_NEIGHBOURS: Duration = Duration::from_secs(2);
 
 /// Between two looks at what announces no change: ports that the host holds, kernel settings, filters
-/// of tc.
+/// of tc, folders of lease files.
 const LOOK: Duration = Duration::from_secs(30);
 
 /// Holds the agent's place: one agent an instance.
@@ -110,18 +112,27 @@ pub fn end(instance: &Instance) -> Result<bool> {
     anyhow::bail!("the agent (process {pid}) does not end")
 }
 
+/// Tells the instance's agent, if one runs, that what it has to wait for has changed.
+pub fn nudge(instance: &Instance) {
+    if let Some(pid) = running(instance) {
+        // One that has just ended needs no telling.
+        let _ = nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGHUP);
+    }
+}
+
 /// Runs until SIGTERM or SIGINT, or until `down` has removed the instance; `ready` is called once everything is
 /// true for the first time.
 ///
 /// # Errors
 /// When the instance is not loaded, or the kernel gives no netlink sockets.
 pub async fn run(instance: &Instance, ready: impl FnOnce()) -> Result<()> {
-    let _place = Place::take(instance)?;
-    let mut agent = Agent::open(instance)?;
-    let mut changes = Listener::<Watch>::open()?;
+    // Before others can see that it runs: they signal it.
     let mut hangup = signal(SignalKind::hangup())?;
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
+    let _place = Place::take(instance)?;
+    let mut agent = Agent::open(instance)?;
+    let mut changes = Listener::<Watch>::open()?;
     let mut reap = interval(agent.reap_interval.max(Duration::from_millis(50)));
     let mut look = interval(LOOK);
     look.reset();
@@ -132,6 +143,7 @@ pub async fn run(instance: &Instance, ready: impl FnOnce()) -> Result<()> {
     ready();
     loop {
         tokio::select! {
+            () = agent.lease_watch.next() => agent.note_leases(),
             found = changes.next() => agent.note(found),
             () = due(agent.due) => agent.reconcile().await,
             true = pump(&mut kernel_log) => {}
@@ -175,6 +187,9 @@ struct Agent<'a> {
     reap_interval: Duration,
     /// The programs log.
     kernel_log: bool,
+    lease_watch: LeaseWatch,
+    /// A port forward leads to a lease.
+    follows_leases: bool,
     /// When to reconcile.
     due: Option<Instant>,
     /// Routes have changed: flows must look at their way again.
@@ -189,7 +204,17 @@ impl<'a> Agent<'a> {
         tokio::spawn(connection);
         let reap_interval = Duration::from_millis(state.reap_interval_ms);
         let kernel_log = state.kernel_log;
-        Ok(Self { instance, handle, tables, reap_interval, kernel_log, due: None, rerouted: false })
+        Ok(Self {
+            instance,
+            handle,
+            tables,
+            reap_interval,
+            kernel_log,
+            lease_watch: LeaseWatch::open(),
+            follows_leases: false,
+            due: None,
+            rerouted: false,
+        })
     }
 
     fn open_kernel_log(&self) -> Option<KernelLog> {
@@ -230,13 +255,16 @@ impl<'a> Agent<'a> {
         let Some(lock) = Lock::try_take_existing(self.instance)? else { return Ok(false) };
         let Some(mut state) = state::find(self.instance)? else { return Ok(true) };
         let before = state.clone();
+        // Before they are read, so that no change falls between.
+        self.lease_watch.follow(&leases::files(&state));
         let facts = facts::gather(&self.handle).await?;
         let done = reconcile::reconcile(self.instance, &self.handle, &self.tables, &mut state, &facts).await;
         if state != before {
             lock.save(&state)?;
         }
+        self.look_ahead(&state);
         let done = done?;
-        for change in &done.changes {
+        for change in done.changes.iter().chain(&done.forwards) {
             info!("{change}");
         }
         for warning in state.warnings.iter().filter(|warning| !before.warnings.contains(warning)) {
@@ -249,6 +277,22 @@ impl<'a> Agent<'a> {
             self.plan(SETTLE_NEIGHBOURS);
         }
         Ok(true)
+    }
+
+    /// Plans a reconcile where a lease file's change may move a port forward.
+    fn note_leases(&mut self) {
+        if self.follows_leases {
+            self.plan(SETTLE);
+        }
+    }
+
+    /// Notes what port forwards wait for: changes of leases, and the first end.
+    fn look_ahead(&mut self, state: &State) {
+        self.follows_leases =
+            state.forwards.iter().any(|forward| forward.wish.spec.target.address().is_none());
+        if let Some(end) = state.forwards.iter().filter_map(|forward| forward.wish.expires).min() {
+            self.plan(Duration::from_secs(end.saturating_sub(forwards::now())).max(SETTLE));
+        }
     }
 
     fn expire(&self) {

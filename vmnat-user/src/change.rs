@@ -5,6 +5,7 @@ use rtnetlink::Handle;
 
 use crate::{
     facts::{self, Facts},
+    forwards::{PortForward, store::Staged},
     paths::Instance,
     reconcile::{self, Reconciled},
     state::{self, Lock, State},
@@ -28,6 +29,8 @@ pub struct Change {
     instance: Instance,
     handle: Handle,
     lock: Lock,
+    /// Number of the next port forward when the change began.
+    next_forward: u32,
     /// The state, to be changed by the command.
     pub state: State,
     /// The picture of the namespace.
@@ -46,13 +49,14 @@ impl Change {
         let state = state::load(instance)?;
         let handle = connect()?;
         let facts = facts::gather(&handle).await?;
-        Ok(Self { instance: instance.clone(), handle, lock, state, facts })
+        Ok(Self::with(instance, handle, lock, state, facts))
     }
 
     /// Begins with a state that may be a new one.
     #[must_use]
     pub fn with(instance: &Instance, handle: Handle, lock: Lock, state: State, facts: Facts) -> Self {
-        Self { instance: instance.clone(), handle, lock, state, facts }
+        let next_forward = state.next_forward;
+        Self { instance: instance.clone(), handle, lock, next_forward, state, facts }
     }
 
     /// The netlink connection.
@@ -89,7 +93,30 @@ impl Change {
         done
     }
 
-    /// The same for an instance that has just been loaded: before the first packet meets a program, the guests'
+    /// Makes changed port forwards true, all of them or none: their file is on the disk before the kernel is told, and
+    /// takes its name after. When that fails, `before` is put back.
+    ///
+    /// # Errors
+    /// When the file cannot be written, or the forwards cannot be made true.
+    pub async fn apply_forwards(&mut self, before: Vec<PortForward>) -> Result<Reconciled> {
+        let tables = self.tables()?;
+        let staged = self.lock.stage(&self.state)?;
+        let Self { instance, handle, state, facts, next_forward, .. } = self;
+        let done = reconcile::reconcile(instance, handle, &tables, state, facts).await;
+        let done = done.and_then(|done| staged.map_or(Ok(()), Staged::commit).map(|()| done));
+        if done.is_err() {
+            state.forwards = before;
+            state.next_forward = *next_forward;
+            let undone = reconcile::reconcile(instance, handle, &tables, state, facts).await;
+            if let Err(error) = undone {
+                tracing::warn!("cannot put the port forwards back: {error:#}");
+            }
+        }
+        self.save()?;
+        done
+    }
+
+    /// [`Change::apply`] for an instance that has just been loaded: before the first packet meets a program, the guests'
     /// connections are taken over from the kernel.
     ///
     /// # Errors

@@ -121,6 +121,52 @@ pub enum Error {
         /// The address.
         guest: Ipv4Addr,
     },
+    /// Nobody knows the guest.
+    #[error("no lease of \"{target}\" is known: {hint}")]
+    NoLease {
+        /// The name or MAC.
+        target: String,
+        /// Which there are, or what to do.
+        hint: String,
+    },
+    /// No such port forward.
+    #[error("there is no port forward \"{which}\"; `vmnat dnat list` shows them")]
+    NoForward {
+        /// What was given.
+        which: String,
+    },
+    /// The answer is no, and was told or is not to be.
+    #[error("")]
+    Silent,
+    /// A port forward is to be bound to what is no uplink.
+    #[error("\"{name}\" is no uplink of this instance; {hint}")]
+    NoUplink {
+        /// The name that was given.
+        name: String,
+        /// Which uplinks there are.
+        hint: String,
+    },
+    /// It can be written, and cannot work.
+    #[error("{what}: {why}; {hint}")]
+    Unfit {
+        /// What was asked for.
+        what: String,
+        /// Why it cannot be.
+        why: String,
+        /// What to do.
+        hint: String,
+    },
+    /// The file of port forwards makes no sense.
+    #[error(
+        "{} cannot be understood ({why}): it holds the port forwards that outlive `down`; mend it, or move it away to begin without them",
+        path.display()
+    )]
+    BadStore {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        why: String,
+    },
     /// Pinned by another version, or tampered with.
     #[error(
         "{} has an unknown layout ({why}): it was made by another version of vmnat; `vmnat down` removes it",
@@ -162,6 +208,7 @@ impl Error {
             Self::NoInterface { .. }
             | Self::NotABridge { .. }
             | Self::NoEthernet { .. }
+            | Self::NoUplink { .. }
             | Self::NoDefaultRoute => Exit::NoInterface,
             Self::NoUplinkAddress { .. } => Exit::NoUplinkAddress,
             Self::KernelTooOld { .. } => Exit::KernelTooOld,
@@ -169,7 +216,12 @@ impl Error {
             Self::Overlap { .. } => Exit::Overlap,
             Self::NotRunning { .. } => Exit::NotRunning,
             Self::Locked { .. } | Self::Taken { .. } => Exit::Conflict,
-            Self::NotAGuest { .. } => Exit::Failed,
+            Self::NotAGuest { .. }
+            | Self::NoLease { .. }
+            | Self::NoForward { .. }
+            | Self::Silent
+            | Self::Unfit { .. }
+            | Self::BadStore { .. } => Exit::Failed,
             Self::UnknownLayout { .. } => Exit::UnknownLayout,
             Self::Partial { .. } => Exit::Partial,
             Self::Degraded { .. } => Exit::Degraded,

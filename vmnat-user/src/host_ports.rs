@@ -30,7 +30,7 @@ pub struct Taken {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Pool {
     /// A bit a port, set where it is free: [`pool_bit`].
-    pub words: Box<[u64; POOL_WORDS as usize]>,
+    pub words: Box<[u64]>,
     /// First port of the range, for [`vmnat_common::settings::Settings::pool_first`].
     pub first: u16,
     /// Last port of the range.
@@ -71,22 +71,29 @@ pub fn taken() -> Result<Taken> {
 /// Privileged ports are in it beside the range: a guest's privileged port is mapped to a privileged one (RFC 4787
 /// REQ-3a). Port 0 never is.
 #[must_use]
-pub fn pool(range: &RangeInclusive<u16>, taken: &Taken, forwards: &[(Protocol, u16)]) -> Pool {
-    let mut words = Box::new([0_u64; POOL_WORDS as usize]);
-    mark(words.as_mut_slice(), Protocol::Sctp, 1..=u16::MAX, true);
+pub fn pool(
+    range: &RangeInclusive<u16>,
+    taken: &Taken,
+    forwards: &[(Protocol, RangeInclusive<u16>)],
+) -> Pool {
+    let mut words = vec![0_u64; POOL_WORDS as usize].into_boxed_slice();
+    mark(&mut words, Protocol::Sctp, 1..=u16::MAX, true);
     for protocol in [Protocol::Tcp, Protocol::Udp] {
-        mark(words.as_mut_slice(), protocol, 1..=FIRST_UNPRIVILEGED.saturating_sub(1), true);
-        mark(words.as_mut_slice(), protocol, range.clone(), true);
+        mark(&mut words, protocol, 1..=FIRST_UNPRIVILEGED.saturating_sub(1), true);
+        mark(&mut words, protocol, range.clone(), true);
         for ports in &taken.ranges {
-            mark(words.as_mut_slice(), protocol, ports.clone(), false);
+            mark(&mut words, protocol, ports.clone(), false);
         }
-        mark(words.as_mut_slice(), protocol, 0..=0, false);
+        mark(&mut words, protocol, 0..=0, false);
     }
-    for (protocol, port) in taken.sockets.iter().chain(forwards) {
-        mark(words.as_mut_slice(), *protocol, *port..=*port, false);
+    for (protocol, port) in &taken.sockets {
+        mark(&mut words, *protocol, *port..=*port, false);
+    }
+    for (protocol, ports) in forwards {
+        mark(&mut words, *protocol, ports.clone(), false);
     }
     let free = |protocol| {
-        let ports = range.clone().filter(|port| is_set(words.as_slice(), protocol, *port)).count();
+        let ports = range.clone().filter(|port| is_set(&words, protocol, *port)).count();
         u32::try_from(ports).unwrap_or(u32::MAX)
     };
     let (free_tcp, free_udp) = (free(Protocol::Tcp), free(Protocol::Udp));
@@ -97,7 +104,7 @@ impl Pool {
     /// True when the port may be handed out.
     #[must_use]
     pub fn contains(&self, protocol: Protocol, port: u16) -> bool {
-        is_set(self.words.as_slice(), protocol, port)
+        is_set(&self.words, protocol, port)
     }
 }
 
@@ -181,7 +188,7 @@ mod tests {
             ranges: vec![32_768..=60_999, 8080..=8080],
             sockets: vec![(Protocol::Tcp, 22), (Protocol::Tcp, 5000)],
         };
-        let pool = pool(&DEFAULT_RANGE, &taken, &[(Protocol::Udp, 7000)]);
+        let pool = pool(&DEFAULT_RANGE, &taken, &[(Protocol::Udp, 7000..=7009)]);
         for (protocol, port, free) in [
             (Protocol::Tcp, 0, false),
             (Protocol::Tcp, 22, false),
@@ -189,6 +196,8 @@ mod tests {
             (Protocol::Tcp, 5000, false),
             (Protocol::Udp, 5000, true),
             (Protocol::Udp, 7000, false),
+            (Protocol::Udp, 7009, false),
+            (Protocol::Tcp, 7009, true),
             (Protocol::Udp, 8080, false),
             (Protocol::Tcp, 32_767, true),
             (Protocol::Tcp, 32_768, false),
@@ -197,7 +206,7 @@ mod tests {
             assert_eq!(pool.contains(protocol, port), free, "{protocol} {port}");
         }
         let range = 65_536 - 1024 - (61_000 - 32_768) - 1;
-        assert_eq!((pool.free_tcp, pool.free_udp), (range - 1, range - 1));
+        assert_eq!((pool.free_tcp, pool.free_udp), (range - 1, range - 10));
         assert_eq!((pool.first, pool.last), (1024, 65_535));
     }
 
@@ -221,7 +230,7 @@ mod tests {
         fn no_taken_port_is_in_the_pool(first in 1024u16..30_000, span in 1u16..30_000, taken in any::<u16>(), forward in any::<u16>()) {
             let held = Taken { ranges: Vec::new(), sockets: vec![(Protocol::Tcp, taken)] };
             let range = first..=first.saturating_add(span);
-            let pool = pool(&range, &held, &[(Protocol::Udp, forward)]);
+            let pool = pool(&range, &held, &[(Protocol::Udp, forward..=forward)]);
             prop_assert!(!pool.contains(Protocol::Tcp, taken));
             prop_assert!(!pool.contains(Protocol::Udp, forward));
             prop_assert_eq!(pool.free_tcp, u32::from(span).saturating_add(u32::from(!range.contains(&taken))));

@@ -1,67 +1,55 @@
-//! Leases as people see them: where each guest's address lives.
+//! Leases: where each guest's address lives, and by which names and MACs guests are known.
+//!
+//! Who knows a guest, best first: the lease files that were named with `--lease-file`, libvirt's status files of the
+//! bridges that are served, the leases of a plain dnsmasq, what the programs have learned from traffic, the host's
+//! neighbour table. The last two know MACs alone. Only addresses in networks of the instance count. A further source is
+//! a file here that makes [`LeaseFact`]s, and a line in `directory.rs`.
+
+mod directory;
+mod dnsmasq;
+mod libvirt;
+mod listing;
 
 use std::net::Ipv4Addr;
 
-use anyhow::{Context, Result};
-use vmnat_common::{
-    Mac,
-    lease::{Lease, LeaseFlags},
-    timeout::age,
+use vmnat_common::Mac;
+
+pub use self::{
+    directory::{Directory, files},
+    listing::{LeaseRow, list},
 };
 
-use crate::{facts::interface_name, tables::Tables};
-
-/// A guest's address, and where it lives.
+/// What a source knows of a guest.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct LeaseRow {
-    /// The guest's address.
+pub struct LeaseFact {
+    /// The address.
     pub address: Ipv4Addr,
-    /// The guest's MAC.
-    pub mac: Mac,
-    /// Name of the bridge's port; none while it is unknown.
-    pub port: Option<String>,
-    /// Name of the bridge.
-    pub bridge: String,
-    /// Where the fact comes from.
-    pub source: &'static str,
-    /// Seconds since it was learned or confirmed.
-    pub age_seconds: u64,
+    /// The MAC, where the source knows it.
+    pub mac: Option<Mac>,
+    /// The name, where it has one.
+    pub name: Option<String>,
+    /// Second since 1970 at which the lease ends; the largest number for never.
+    pub expires: u64,
 }
 
-/// The leases, by address; names of interfaces are of the calling thread's network namespace.
-///
-/// # Errors
-/// What the kernel answers.
-pub fn list(tables: &Tables) -> Result<Vec<LeaseRow>> {
-    let now = tables.clock()?.stamp();
-    let hertz = tables.settings()?.hertz;
-    let entries = tables.lease.entries().context("read the leases")?;
-    let mut rows: Vec<_> =
-        entries.iter().map(|(address, lease)| row((*address).into(), lease, now, hertz)).collect();
-    rows.sort_unstable_by_key(|row| row.address);
-    rows.dedup_by_key(|row| row.address);
-    Ok(rows)
-}
-
-fn row(address: Ipv4Addr, lease: &Lease, now: u32, hertz: u32) -> LeaseRow {
-    LeaseRow {
-        address,
-        mac: lease.mac,
-        port: (lease.port != 0).then(|| interface_name(lease.port)),
-        bridge: interface_name(lease.bridge),
-        source: source(lease.flags),
-        age_seconds: u64::from(age(now, lease.last_seen).checked_div(hertz).unwrap_or(0)),
+#[cfg(test)]
+impl LeaseFact {
+    pub(crate) fn named(name: &str, address: [u8; 4]) -> Self {
+        Self { address: address.into(), mac: None, name: Some(name.to_owned()), expires: u64::MAX }
     }
 }
 
-const fn source(flags: u16) -> &'static str {
-    if flags & LeaseFlags::FROM_TRAFFIC != 0 {
-        "traffic"
-    } else if flags & LeaseFlags::FROM_NEIGHBOUR != 0 {
-        "neighbour"
-    } else {
-        "unknown"
+/// Reads a MAC such as `52:54:00:12:34:56`.
+#[must_use]
+pub fn mac(text: &str) -> Option<Mac> {
+    let mut bytes = [0_u8; 6];
+    let mut parts = text.split(':');
+    for byte in &mut bytes {
+        let part =
+            parts.next().filter(|part| part.len() == 2 && part.bytes().all(|b| b.is_ascii_hexdigit()))?;
+        *byte = u8::from_str_radix(part, 16).ok()?;
     }
+    parts.next().is_none().then(|| Mac::new(bytes))
 }
 
 #[cfg(test)]
@@ -69,15 +57,10 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_port_that_is_not_known_has_no_name() {
-        let lease = Lease {
-            port: 0,
-            bridge: 1,
-            mac: Mac::new([2, 0, 0, 0, 0, 1]),
-            flags: LeaseFlags::FROM_TRAFFIC | LeaseFlags::FROM_NEIGHBOUR,
-            last_seen: 1000,
-        };
-        let row = row([192, 168, 122, 10].into(), &lease, 2500, 250);
-        assert_eq!((row.port, row.bridge.as_str(), row.source, row.age_seconds), (None, "lo", "traffic", 6));
+    fn macs_are_six_pairs() {
+        assert_eq!(mac("52:54:00:aB:0c:01"), Some(Mac::new([0x52, 0x54, 0, 0xab, 0x0c, 1])));
+        for text in ["", "52:54:00:ab:0c", "52:54:00:ab:0c:01:02", "52:54:0:ab:0c:01", "+2:54:00:ab:0c:01"] {
+            assert_eq!(mac(text), None, "{text}");
+        }
     }
 }

@@ -30,7 +30,10 @@ fn main() -> ExitCode {
     match result {
         Ok(()) => Exit::Ok.into(),
         Err(error) => {
-            eprintln!("vmnat: {error:#}");
+            let text = format!("{error:#}");
+            if !text.is_empty() {
+                eprintln!("vmnat: {text}");
+            }
             exit_of(&error).into()
         }
     }

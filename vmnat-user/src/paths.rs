@@ -1,4 +1,4 @@
-//! Where an instance keeps its pins and its running state.
+//! Where an instance keeps its pins, its running state, and what outlives it.
 
 use std::{fmt, path::PathBuf, str::FromStr};
 
@@ -11,6 +11,9 @@ pub const BPF_FS: &str = "/sys/fs/bpf";
 
 /// Parent of every instance's running state.
 pub const RUN: &str = "/run/vmnat";
+
+/// Parent of what every instance keeps over a reboot.
+pub const LIBRARY: &str = "/var/lib/vmnat";
 
 /// The name that separates this vmnat's pins, state and lock from another's on the same kernel.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -120,6 +123,18 @@ impl Instance {
     #[must_use]
     pub fn state(&self) -> PathBuf {
         self.run().join("state.json")
+    }
+
+    /// Directory of what outlives `down` and a reboot.
+    #[must_use]
+    pub fn library(&self) -> PathBuf {
+        PathBuf::from(LIBRARY).join(&self.0)
+    }
+
+    /// The port forwards that outlive `down` and a reboot.
+    #[must_use]
+    pub fn forwards(&self) -> PathBuf {
+        self.library().join("forwards.json")
     }
 
     /// Held while the instance is changed.

@@ -1,5 +1,6 @@
 //! The plan: what maps and hooks must hold, from the wish and one picture of the namespace. No I/O.
 
+mod forwards;
 mod uplinks;
 
 use std::{
@@ -9,9 +10,9 @@ use std::{
 
 use ipnet::Ipv4Net;
 use vmnat_common::{
-    Address, Endpoint, Mac, Port,
+    Address, Mac,
     bridge::{BridgePort, BridgePortFlags},
-    forward::{Forward, SourceKey, place},
+    forward::{Forward, SourceKey},
     network::{Network, NetworkKey},
     uplink::{Uplink, UplinkFlags},
 };
@@ -90,7 +91,7 @@ pub fn plan(state: &State, facts: &Facts, circumstances: &Circumstances) -> Resu
         }
     }
     plan.network = networks.iter().map(entry_of).collect();
-    plan_forwards(state, &networks, &mut plan);
+    forwards::plan_forwards(state, facts, &networks, &uplinks, &mut plan);
     plan.bridges = bridges.iter().map(|link| (link.index, link.name.clone())).collect();
     plan.uplinks = uplinks.iter().map(|link| (link.index, link.name.clone())).collect();
     Ok(plan)
@@ -105,6 +106,18 @@ fn bridges<'a>(state: &State, facts: &'a Facts, warnings: &mut Vec<String>) -> V
         found
     };
     state.bridges.iter().filter_map(|bridge| bridge.name.as_str().into()).filter_map(find).collect()
+}
+
+/// The uplinks that exist and can be served.
+#[must_use]
+pub fn uplinks<'a>(state: &State, facts: &'a Facts) -> Vec<&'a LinkFact> {
+    uplinks::uplinks(state, facts, &mut Vec::new())
+}
+
+/// The networks of every bridge that exists.
+#[must_use]
+pub fn managed(state: &State, facts: &Facts) -> Vec<PlannedNetwork> {
+    networks(state, facts, &bridges(state, facts, &mut Vec::new()))
 }
 
 /// The networks of the given bridges: those that were named, or the bridge's own subnets.
@@ -232,46 +245,6 @@ fn fitness(bridge: &LinkFact, port: &LinkFact, circumstances: &Circumstances) ->
     }
 }
 
-fn plan_forwards(state: &State, networks: &[PlannedNetwork], plan: &mut Plan) {
-    // The last place of each forward, by its first.
-    let mut taken: BTreeMap<u64, (u64, u32)> = BTreeMap::new();
-    for forward in &state.forwards {
-        let spec = &forward.spec;
-        let Some(network) = networks.iter().find(|network| network.subnet.contains(&spec.guest)) else {
-            plan.warnings.push(format!("port forward {spec} leads to no network"));
-            continue;
-        };
-        let target = spec.target();
-        let every = plan.uplink.iter().map(|(_, uplink)| uplink.address).filter(|a| !a.is_unspecified());
-        let every = every.chain([Address::new([127, 0, 0, 1])]);
-        let mut addresses: Vec<Address> = spec.host.map_or_else(|| every.collect(), |host| vec![host.into()]);
-        addresses.sort_unstable();
-        addresses.dedup();
-        for address in addresses {
-            let first = place(spec.protocol.number(), Endpoint::new(address, Port::new(spec.port)));
-            let last = first;
-            let before = taken.range(..=last).next_back();
-            if let Some((_, (_, other))) = before.filter(|(_, (end, _))| *end >= first) {
-                plan.warnings
-                    .push(format!("port forward {spec} gives way to port forward {other} at {address}"));
-                continue;
-            }
-            taken.insert(first, (last, forward.id));
-            plan.forward.push(Forward {
-                first,
-                address: target.address,
-                port: target.port,
-                span: 0,
-                id: forward.id,
-                bridge: network.bridge,
-                expires: 0,
-                flags: 0,
-            });
-        }
-    }
-    plan.forward.sort_unstable_by_key(|forward| forward.first);
-}
-
 fn entry_of(network: &PlannedNetwork) -> (NetworkKey, Network) {
     let key = NetworkKey {
         prefix: u32::from(network.subnet.prefix_len()),
@@ -296,7 +269,7 @@ mod tests {
         LinkFact { index, name: name.into(), mtu: 1500, up: true, ..LinkFact::default() }
     }
 
-    fn host() -> (State, Facts) {
+    pub(super) fn host() -> (State, Facts) {
         let mut state = State::new(HookMode::Tcx);
         state.bridges.push(Bridge { name: "virbr0".into(), networks: Vec::new() });
         state.uplinks.push("enp3s0".into());
@@ -377,22 +350,6 @@ mod tests {
         }
         state.bridges[0].networks = vec!["10.0.0.0/8".parse().unwrap(), "10.1.0.0/16".parse().unwrap()];
         assert!(plan(&state, &facts, &Circumstances::default()).is_err());
-    }
-
-    #[test]
-    fn a_forward_stands_under_every_uplink_address_or_the_named_one() {
-        let (mut state, facts) = host();
-        let spec = |text: &str| text.parse().unwrap();
-        state.forwards = vec![
-            crate::forwards::PortForward { id: 1, spec: spec("80:192.168.122.9:80") },
-            crate::forwards::PortForward { id: 2, spec: spec("192.0.2.7:81:192.168.122.9:80") },
-            crate::forwards::PortForward { id: 3, spec: spec("82:10.9.9.9:80") },
-        ];
-        let plan = plan(&state, &facts, &Circumstances::default()).unwrap();
-        let at = |address, port| place(6, Endpoint::new(Address::new(address), Port::new(port)));
-        let firsts: Vec<u64> = plan.forward.iter().map(|forward| forward.first).collect();
-        assert_eq!(firsts, [at([127, 0, 0, 1], 80), at([192, 0, 2, 7], 81), at([198, 51, 100, 2], 80)]);
-        assert_eq!(plan.warnings.len(), 1);
     }
 
     #[test]

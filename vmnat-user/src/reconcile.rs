@@ -28,6 +28,7 @@ use vmnat_common::{
 
 use crate::{
     facts::{self, Facts},
+    leases::Directory,
     link::{self, Point},
     paths::Instance,
     plan::{self, Circumstances, Plan},
@@ -40,6 +41,8 @@ use crate::{
 pub struct Reconciled {
     /// A line for each change that an operator would want to know of.
     pub changes: Vec<String>,
+    /// The same for port forwards; one line for all where there are many.
+    pub forwards: Vec<String>,
     /// What could not be done at single interfaces.
     pub failures: Vec<anyhow::Error>,
 }
@@ -69,6 +72,9 @@ pub async fn reconcile(
 pub fn fill(tables: &Tables, state: &mut State, facts: &Facts, done: &mut Reconciled) -> Result<Plan> {
     // Refuse what cannot be before anything is touched.
     check(state, facts)?;
+    done.forwards.extend(crate::forwards::drop_expired(state, crate::forwards::now()));
+    let directory = |state: &State| Directory::gather(state, facts, tables);
+    crate::forwards::refresh(state, directory)?;
     sysctls::survey(state, facts, done);
     let circumstances =
         Circumstances { obstructed: obstructed(state, facts), closed: sysctls::closed(state) };
@@ -196,7 +202,7 @@ fn settle_maps(tables: &Tables, plan: &Plan, facts: &Facts, done: &mut Reconcile
     note(settle(&tables.network, &plan.network, |key, value| {
         format!("network {}/{} behind {}", key.address, key.prefix, facts.name_of(value.bridge))
     })?);
-    done.changes.extend(forwards::settle(tables, plan)?);
+    done.forwards.extend(forwards::settle(tables, plan)?);
     let flushed = flush_orphans(tables, &uplinks, &networks, plan)?;
     if flushed > 0 {
         done.changes.push(format!("removed {flushed} flows of what is gone"));

@@ -1,13 +1,16 @@
 //! What an instance is asked to be, and what it must put back: the file in `/run`, and the lock around it.
 //!
+//! Port forwards that outlive the instance are read and written with it, and kept in a file of their own.
+//!
 //! The kernel's maps and links are the running state; this is the wish, plus the records that `down` needs. It is
 //! written whole to a temporary file, synced and renamed, so a reader never sees half of it.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     fs::{self, File, OpenOptions},
     io::{self, Write as _},
     os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _},
+    path::PathBuf,
     time::{Duration, Instant},
 };
 
@@ -16,7 +19,16 @@ use ipnet::Ipv4Net;
 use nix::fcntl::{Flock, FlockArg};
 use serde::{Deserialize, Serialize};
 
-use crate::{error::Error, forwards::PortForward, link::Point, paths::Instance, sysctl::Change};
+use crate::{
+    error::Error,
+    forwards::{
+        Expiry, PortForward, Resolved,
+        store::{self, Staged, Store},
+    },
+    link::Point,
+    paths::Instance,
+    sysctl::Change,
+};
 
 /// Version of the file's format.
 const VERSION: u32 = 1;
@@ -109,10 +121,19 @@ pub struct State {
     /// The interface that was last followed as the default route's; it stays while there is none.
     #[serde(default)]
     pub followed: String,
-    /// Port forwards.
+    /// Port forwards. In this file those that end with the instance; the others are in [`store`].
     pub forwards: Vec<PortForward>,
     /// The number that the next port forward gets.
     pub next_forward: u32,
+    /// When port forwards end by the kernel's clock, by number.
+    #[serde(default)]
+    pub expiries: BTreeMap<u32, Expiry>,
+    /// Addresses of the guests that port forwards lead to by name or MAC, by number.
+    #[serde(default)]
+    pub resolved: BTreeMap<u32, Resolved>,
+    /// Lease files to look at before all others.
+    #[serde(default)]
+    pub lease_files: Vec<PathBuf>,
     /// Kernel settings to put back.
     pub sysctls: Vec<SysctlRecord>,
     /// Filters to remove.
@@ -145,6 +166,9 @@ impl State {
             followed: String::new(),
             forwards: Vec::new(),
             next_forward: 1,
+            expiries: BTreeMap::new(),
+            resolved: BTreeMap::new(),
+            lease_files: Vec::new(),
             sysctls: Vec::new(),
             filters: Vec::new(),
             qdiscs: BTreeMap::new(),
@@ -153,6 +177,34 @@ impl State {
             warnings: Vec::new(),
             mounted_bpffs: false,
         }
+    }
+
+    /// The state of an instance that is not running: nothing but the port forwards that outlive it.
+    ///
+    /// # Errors
+    /// As [`store::load`].
+    pub fn stored(instance: &Instance, hook: HookMode) -> Result<Self> {
+        let mut state = Self::new(hook);
+        state.adopt(store::load(instance)?);
+        Ok(state)
+    }
+
+    /// Takes in the port forwards that outlive the instance.
+    fn adopt(&mut self, store: Option<Store>) {
+        let Some(Store { next, forwards, .. }) = store else { return };
+        let known: BTreeSet<u32> = forwards.iter().map(|forward| forward.id).collect();
+        self.forwards.retain(|forward| !known.contains(&forward.id));
+        self.forwards.extend(forwards);
+        self.forwards.sort_unstable_by_key(|forward| forward.id);
+        self.next_forward = self.next_forward.max(next);
+    }
+
+    /// Divides the port forwards: what the store holds, and the state that is written beside it.
+    fn divide(&self) -> (Store, Self) {
+        let mut running = self.clone();
+        let (own, kept) = running.forwards.drain(..).partition(|forward| forward.wish.runtime_only);
+        running.forwards = own;
+        (Store::new(self.next_forward, kept), running)
     }
 }
 
@@ -165,11 +217,21 @@ pub fn load(instance: &Instance) -> Result<State> {
         .ok_or_else(|| Error::NotRunning { instance: instance.to_string(), option: instance.option() }.into())
 }
 
-/// Reads the state of an instance, if there is one.
+/// Reads the state of an instance and the port forwards that outlive it, if it is running.
+///
+/// # Errors
+/// When a file cannot be read, or another version wrote it.
+pub fn find(instance: &Instance) -> Result<Option<State>> {
+    let Some(mut state) = find_running(instance)? else { return Ok(None) };
+    state.adopt(store::load(instance)?);
+    Ok(Some(state))
+}
+
+/// Reads the state without the port forwards that outlive the instance: what `down` needs.
 ///
 /// # Errors
 /// When the file cannot be read, or another version wrote it.
-pub fn find(instance: &Instance) -> Result<Option<State>> {
+pub fn find_running(instance: &Instance) -> Result<Option<State>> {
     let path = instance.state();
     let text = match fs::read_to_string(&path) {
         Ok(text) => text,
@@ -241,11 +303,31 @@ impl Lock {
         }
     }
 
-    /// Writes the state: to a temporary file, synced, renamed.
+    /// Writes the port forwards that outlive the instance beside their file; none where the file holds them already.
+    ///
+    /// # Errors
+    /// As [`store::stage`].
+    pub fn stage(&self, state: &State) -> Result<Option<Staged>> {
+        store::stage(&self.instance, &state.divide().0)
+    }
+
+    /// Writes the state, and the port forwards that outlive it where they have changed.
     ///
     /// # Errors
     /// What the file system answers.
     pub fn save(&self, state: &State) -> Result<()> {
+        let (store, running) = state.divide();
+        if let Some(staged) = store::stage(&self.instance, &store)? {
+            staged.commit()?;
+        }
+        self.save_running(&running)
+    }
+
+    /// Writes the state alone: to a temporary file, synced, renamed.
+    ///
+    /// # Errors
+    /// What the file system answers.
+    pub fn save_running(&self, state: &State) -> Result<()> {
         let path = self.instance.state();
         let temporary = path.with_extension("json.next");
         let write = || -> Result<()> {
@@ -300,7 +382,8 @@ mod tests {
     fn state_survives_a_round_trip() {
         let mut state = State::new(HookMode::Tcx);
         state.bridges.push(Bridge { name: "virbr0".into(), networks: vec!["10.0.0.0/24".parse().unwrap()] });
-        state.forwards.push(PortForward { id: 1, spec: "8080:10.0.0.2:80".parse().unwrap() });
+        let wish = crate::forwards::Wish::plain("8080:10.0.0.2:80".parse().unwrap());
+        state.forwards.push(PortForward { id: 1, wish });
         state.qdiscs.insert(3, "eth0".into());
         state.timeouts.insert("udp_unreplied".into(), 2);
         let text = serde_json::to_string(&state).unwrap();

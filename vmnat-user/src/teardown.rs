@@ -48,7 +48,7 @@ pub async fn teardown(instance: &Instance, handle: &Handle) -> Result<TornDown> 
     }
     let lock = Lock::take(instance)?;
     let mut done = TornDown::default();
-    let mut state = match state::find(instance) {
+    let mut state = match state::find_running(instance) {
         Ok(state) => state.unwrap_or_else(|| State::new(HookMode::Tcx)),
         Err(error) => {
             done.failures.push(format!("{error:#}"));
@@ -75,7 +75,7 @@ pub async fn teardown(instance: &Instance, handle: &Handle) -> Result<TornDown> 
         done.note(remove_state(lock, instance));
     } else {
         // What could not be undone stays on record, for the next attempt.
-        done.note(lock.save(&state).map(|()| None));
+        done.note(lock.save_running(&state).map(|()| None));
     }
     Ok(done)
 }

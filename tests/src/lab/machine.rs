@@ -54,8 +54,8 @@ fn end_marked(is_due: impl Fn(i32) -> bool) {
     }
 }
 
-/// A mount namespace of this thread, and of all threads and processes that it starts, with a bpffs and a `/run` of
-/// its own.
+/// A mount namespace of this thread, and of all threads and processes that it starts, with a bpffs, a `/run` and a
+/// `/var/lib` (of vmnat's port forwards, and of lease files) of its own.
 #[derive(Debug)]
 pub(super) struct Mounts;
 
@@ -75,14 +75,17 @@ impl Mounts {
         }
         mount(Some("bpf"), "/sys/fs/bpf", Some("bpf"), MsFlags::empty(), none)
             .context("a bpffs (the kernel needs CONFIG_BPF_SYSCALL)")?;
-        mount(Some("tmpfs"), "/run", Some("tmpfs"), MsFlags::empty(), none).context("a tmpfs on /run")?;
+        for place in ["/run", "/var/lib"] {
+            mount(Some("tmpfs"), place, Some("tmpfs"), MsFlags::empty(), none)
+                .with_context(|| format!("a tmpfs on {place}"))?;
+        }
         Ok(Self)
     }
 }
 
 impl Drop for Mounts {
     fn drop(&mut self) {
-        for target in ["/run", "/sys/fs/bpf"] {
+        for target in ["/var/lib", "/run", "/sys/fs/bpf"] {
             umount2(target, MntFlags::MNT_DETACH).ok();
         }
     }

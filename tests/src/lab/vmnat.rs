@@ -37,6 +37,18 @@ impl Hook {
     }
 }
 
+/// The rows of a listing.
+#[derive(Debug)]
+pub struct Listing(Vec<Value>);
+
+impl Listing {
+    /// The row of that number, counted from 0; null where there is none.
+    #[must_use]
+    pub fn at(&self, number: usize) -> &Value {
+        self.0.get(number).unwrap_or(&Value::Null)
+    }
+}
+
 /// Every lab uses the instance that vmnat takes when none is named; labs do not see each other's.
 pub const INSTANCE: &str = "default";
 
@@ -151,6 +163,15 @@ impl Lab {
             .with_context(|| format!("`vmnat {} --json` printed {printed:?}", listing.join(" ")))?;
         ensure!(document["schema"] == 1, "no schema 1 in {document}");
         document["rows"].as_array().cloned().with_context(|| format!("no rows in {document}"))
+    }
+
+    /// The rows of a listing, to be asked for by number.
+    ///
+    /// # Errors
+    ///
+    /// As [`Lab::rows`].
+    pub fn listing(&self, listing: &[&str]) -> Result<Listing> {
+        self.rows(listing).map(Listing)
     }
 
     /// The value of a counter.

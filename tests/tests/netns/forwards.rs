@@ -1,5 +1,12 @@
 //! The world reaches a guest through a port forward.
 
+mod files;
+mod keeping;
+mod leases;
+mod options;
+mod refusals;
+mod traffic;
+
 use anyhow::{Result, ensure};
 use vmnat_tests::lab::{
     EXTERNAL, Lab, SERVER, SERVER_ECHO,

@@ -1,21 +1,23 @@
 //! `vmnat dnat`: port forwards.
 
+mod add;
+mod exists;
+mod file;
+mod list;
+mod remove;
+
+use std::{net::Ipv4Addr, time::Duration};
+
 use anyhow::Result;
 use clap::Subcommand;
-use serde::Serialize;
-use vmnat_common::Protocol;
+use ipnet::Ipv4Net;
 
-use super::{print, report};
+use super::duration;
 use crate::{
-    change::Change,
     error::Error,
-    forwards::{ForwardSpec, PortForward},
-    host_ports,
+    forwards::{ForwardSpec, PortForward, Wish, now},
     paths::Instance,
-    plan,
-    report::{self as listing, Column},
-    state,
-    tables::Tables,
+    state::{self, HookMode, State},
 };
 
 /// Add, remove or list port forwards
@@ -27,38 +29,10 @@ pub struct Args {
 
 #[derive(Clone, Debug, Subcommand)]
 enum Action {
-    /// Lead a port of the host to a guest
-    Add {
-        /// For example 8080:192.168.122.10:80, or 192.0.2.1:53:192.168.122.10:53/udp
-        #[arg(value_name = "[HOSTIP:]PORT:GUEST:PORT[/tcp|udp]")]
-        forward: ForwardSpec,
-        /// Take the port even where a socket of the host has it
-        #[arg(long)]
-        steal: bool,
-    },
-    /// Remove a port forward; connections through it go on
-    Rm {
-        /// Its number in the list, or the forward as it was added
-        #[arg(value_name = "ID|FORWARD")]
-        which: String,
-    },
-    /// List port forwards
-    List {
-        /// Print JSON
-        #[arg(long)]
-        json: bool,
-    },
-}
-
-#[derive(Debug, Serialize)]
-struct Row {
-    id: u32,
-    protocol: &'static str,
-    host: Option<String>,
-    port: u16,
-    guest: String,
-    guest_port: u16,
-    connections: u64,
+    Add(add::Args),
+    Rm(remove::Args),
+    List(list::Args),
+    Exists(exists::Args),
 }
 
 /// Runs the command.
@@ -67,98 +41,141 @@ struct Row {
 /// When the change cannot be made.
 pub async fn run(instance: &Instance, args: Args) -> Result<()> {
     match args.action {
-        Action::Add { forward, steal } => add(instance, forward, steal).await,
-        Action::Rm { which } => remove(instance, &which).await,
-        Action::List { json } => list(instance, json),
+        Action::Add(args) => add::run(instance, args).await,
+        Action::Rm(args) => remove::run(instance, &args).await,
+        Action::List(args) => list::run(instance, &args),
+        Action::Exists(args) => exists::run(instance, &args),
     }
 }
 
-async fn add(instance: &Instance, spec: ForwardSpec, steal: bool) -> Result<()> {
-    let mut change = Change::begin(instance).await?;
-    if let Some(same) = change.state.forwards.iter().find(|forward| forward.spec == spec) {
-        return print::line(&format!("port forward {} ({spec}) is there already", same.id));
-    }
-    if let Some(other) = change.state.forwards.iter().find(|forward| forward.spec.collides_with(&spec)) {
-        let what = format!("port {}/{}", spec.port, spec.protocol);
-        let holder = format!("port forward {} ({})", other.id, other.spec);
-        let hint = format!(": remove it with `vmnat dnat rm {}`, or take another port", other.id);
-        return Err(Error::Taken { what, holder, hint }.into());
-    }
-    let bridges: Vec<_> =
-        change.state.bridges.iter().filter_map(|bridge| change.facts.link(&bridge.name)).collect();
-    let networks = plan::networks(&change.state, &change.facts, &bridges);
-    if !networks.iter().any(|network| network.subnet.contains(&spec.guest)) {
-        return Err(Error::NotAGuest { guest: spec.guest }.into());
-    }
-    if !steal && host_ports::taken()?.sockets.contains(&(spec.protocol, spec.port)) {
-        let what = format!("port {}/{}", spec.port, spec.protocol);
-        let holder = "a socket of the host".to_owned();
-        let hint =
-            ": end what listens there, take another port, or give this one to the guest with --steal".into();
-        return Err(Error::Taken { what, holder, hint }.into());
-    }
-    let id = change.state.next_forward;
-    change.state.next_forward = id.saturating_add(1);
-    change.state.forwards.push(PortForward { id, spec });
-    report(&change.apply().await?, "no uplink serves it yet")?;
-    print::line(&format!("port forward {id} is {spec}"))
+/// The options of a port forward, on the command line and in a file's line.
+#[derive(Clone, Debug, Default, PartialEq, clap::Args)]
+struct Options {
+    /// Only callers from here may use it; repeatable
+    #[arg(long = "from", value_name = "CIDR", value_parser = source)]
+    from: Vec<Ipv4Net>,
+    /// Bind it to this uplink's addresses, and follow them
+    #[arg(long, value_name = "UPLINK")]
+    uplink: Option<String>,
+    /// Say what it is for
+    #[arg(long, value_name = "TEXT")]
+    comment: Option<String>,
+    /// Let it end after so long, for example 30s, 2h or 7d
+    #[arg(long, value_name = "SPAN", value_parser = lifetime)]
+    expires: Option<Duration>,
+    /// Let it end with `down`
+    #[arg(long)]
+    runtime_only: bool,
+    /// Take the port even where a server of the host listens on it, or Docker publishes it
+    #[arg(long)]
+    steal: bool,
 }
 
-async fn remove(instance: &Instance, which: &str) -> Result<()> {
-    let mut change = Change::begin(instance).await?;
-    let spec = which.parse::<ForwardSpec>().ok();
-    let id = which.parse::<u32>().ok();
-    let is_meant = |forward: &PortForward| Some(forward.id) == id || Some(forward.spec) == spec;
-    let Some(place) = change.state.forwards.iter().position(is_meant) else {
-        let what = format!("there is no port forward \"{which}\"; `vmnat dnat list` shows them");
-        return Err(Error::Usage(what).into());
-    };
-    let gone = change.state.forwards.remove(place);
-    report(&change.apply().await?, &format!("removed port forward {} ({})", gone.id, gone.spec))
-}
-
-fn list(instance: &Instance, json: bool) -> Result<()> {
-    let state = state::load(instance)?;
-    let tables = Tables::open(instance)?;
-    let row = |forward: &PortForward| {
-        let PortForward { id, spec } = forward;
-        let counted = tables.forward_count.get(id).ok().flatten().unwrap_or_default();
-        Row {
-            id: *id,
-            protocol: Protocol::name(spec.protocol),
-            host: spec.host.map(|host| host.to_string()),
-            port: spec.port,
-            guest: spec.guest.to_string(),
-            guest_port: spec.guest_port,
-            connections: counted.connections,
+impl Options {
+    /// These options where they are given, and `other`'s elsewhere.
+    fn or(self, other: &Self) -> Self {
+        let Self { from, uplink, comment, expires, runtime_only, steal } = self;
+        Self {
+            from: if from.is_empty() { other.from.clone() } else { from },
+            uplink: uplink.or_else(|| other.uplink.clone()),
+            comment: comment.or_else(|| other.comment.clone()),
+            expires: expires.or(other.expires),
+            runtime_only: runtime_only || other.runtime_only,
+            steal: steal || other.steal,
         }
-    };
-    let rows: Vec<Row> = state.forwards.iter().map(row).collect();
-    if json { print::line(&listing::json("dnat", &rows)?) } else { print::text(&text(&rows)) }
-}
-
-fn text(rows: &[Row]) -> String {
-    const COLUMNS: [Column; 5] = [
-        Column::Number("ID"),
-        Column::Text("PROTOCOL"),
-        Column::Text("FROM"),
-        Column::Text("TO"),
-        Column::Number("CONNECTIONS"),
-    ];
-    if rows.is_empty() {
-        return "no port forwards\n".to_owned();
     }
-    listing::table(&COLUMNS, rows.iter().map(cells))
+
+    /// What is asked for; the second is whether its port may be taken from the host.
+    fn wish(self, spec: ForwardSpec) -> (Wish, bool) {
+        let Self { mut from, uplink, comment, expires, runtime_only, steal } = self;
+        from.sort_unstable();
+        from.dedup();
+        let expires = expires.map(|span| now().saturating_add(span.as_secs()));
+        (Wish { spec, from, uplink, comment, expires, runtime_only }, steal)
+    }
 }
 
-fn cells(row: &Row) -> [String; 5] {
-    let Row { id, protocol, host, port, guest, guest_port, connections } = row;
-    let host = host.clone().unwrap_or_else(|| "every uplink".to_owned());
-    [
-        id.to_string(),
-        (*protocol).to_owned(),
-        format!("{host}:{port}"),
-        format!("{guest}:{guest_port}"),
-        listing::number(*connections),
-    ]
+/// Reads a source: a network, or an address alone.
+fn source(text: &str) -> Result<Ipv4Net, String> {
+    let network = text.parse::<Ipv4Net>().or_else(|_| text.parse::<Ipv4Addr>().map(Ipv4Net::from));
+    let network =
+        network.map_err(|_| format!("\"{text}\" is no source such as 192.0.2.0/24 or 192.0.2.7"))?;
+    Ok(network.trunc())
+}
+
+fn lifetime(text: &str) -> Result<Duration, String> {
+    let span = duration(text)?;
+    if span.as_secs() == 0 {
+        Err(format!("\"{text}\" is over at once: write a second or more"))
+    } else {
+        Ok(span)
+    }
+}
+
+/// The state, and whether the instance is running; a stopped one has the port forwards that outlive it.
+///
+/// # Errors
+/// [`Error::NotRunning`] where nothing is kept either.
+fn load(instance: &Instance) -> Result<(State, bool)> {
+    if let Some(state) = state::find(instance)? {
+        return Ok((state, true));
+    }
+    if instance.forwards().exists() {
+        return Ok((State::stored(instance, HookMode::Tcx)?, false));
+    }
+    Err(Error::NotRunning { instance: instance.to_string(), option: instance.option() }.into())
+}
+
+/// The port forwards that a number or specification means; several where they differ in their uplinks.
+fn meant<'a>(forwards: &'a [PortForward], which: &str) -> Result<Vec<&'a PortForward>, Error> {
+    let is_number = which.bytes().all(|byte| byte.is_ascii_digit());
+    if let (true, Ok(id)) = (is_number, which.parse::<u32>()) {
+        return Ok(forwards.iter().filter(|forward| forward.id == id).collect());
+    }
+    let spec: ForwardSpec = which.parse()?;
+    Ok(forwards.iter().filter(|forward| forward.wish.spec == spec).collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sources_are_networks_or_single_addresses() {
+        for (text, network) in
+            [("192.0.2.9/24", "192.0.2.0/24"), ("192.0.2.9", "192.0.2.9/32"), ("0.0.0.0/0", "0.0.0.0/0")]
+        {
+            assert_eq!(source(text).unwrap().to_string(), network);
+        }
+        for text in ["", "192.0.2", "192.0.2.0/33", "web"] {
+            assert!(source(text).is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn lifetimes_last_a_second_at_least() {
+        assert_eq!(lifetime("2h"), Ok(Duration::from_hours(2)));
+        assert!(lifetime("0").is_err() && lifetime("10ms").is_err());
+    }
+
+    #[test]
+    fn a_forward_is_meant_by_number_or_specification() {
+        let forward = |id, spec: &str| PortForward { id, wish: Wish::plain(spec.parse().unwrap()) };
+        let forwards = [forward(1, "80:web:80"), forward(2, "81:web:80"), forward(3, "80:web:80")];
+        let ids = |which: &str| {
+            meant(&forwards, which).map(|found| found.iter().map(|forward| forward.id).collect::<Vec<_>>())
+        };
+        assert_eq!(ids("2").unwrap(), [2]);
+        assert_eq!(ids("9").unwrap(), Vec::<u32>::new());
+        assert_eq!(ids("80:WEB:80/tcp").unwrap(), [1, 3]);
+        assert!(ids("nonsense").is_err());
+    }
+
+    #[test]
+    fn options_of_a_line_go_before_those_of_the_command() {
+        let line = Options { comment: Some("line".into()), ..Options::default() };
+        let command = Options { comment: Some("command".into()), steal: true, ..Options::default() };
+        let both = line.or(&command);
+        assert_eq!((both.comment.as_deref(), both.steal), (Some("line"), true));
+    }
 }

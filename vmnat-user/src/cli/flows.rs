@@ -59,7 +59,7 @@ struct FilterArgs {
     /// Only those with this guest's, external or remote port, or ICMP identifier
     #[arg(long, value_name = "PORT")]
     port: Option<u16>,
-    /// Only those of this protocol: tcp, udp or icmp
+    /// Only those of this protocol: tcp, udp, sctp or icmp
     #[arg(long, value_name = "PROTOCOL", value_parser = protocol)]
     protocol: Option<Protocol>,
 }
@@ -241,7 +241,7 @@ fn guest(text: &str) -> Result<Ipv4Net, String> {
 
 fn protocol(text: &str) -> Result<Protocol, String> {
     let found = Protocol::ALL.into_iter().find(|protocol| protocol.name().eq_ignore_ascii_case(text));
-    found.ok_or_else(|| "give tcp, udp or icmp".to_owned())
+    found.ok_or_else(|| "give tcp, udp, sctp or icmp".to_owned())
 }
 
 #[cfg(test)]
@@ -279,7 +279,7 @@ mod tests {
             protocol: Some(Protocol::Tcp),
         };
         assert_eq!(Filter::from(&args.filter), expected);
-        assert!(args.json && parse("--protocol sctp").is_err());
+        assert!(args.json && parse("--protocol ipip").is_err());
     }
 
     #[test]

@@ -25,6 +25,7 @@ Examples:
   vmnat up --bridge virbr0 --uplink enp3s0     put the guests behind virbr0 online
   vmnat up --bridge virbr0                     the same by whatever interface has the default route
   vmnat dnat add 8080:192.168.122.10:80        lead port 8080 of the host to a guest's web server
+  vmnat dnat add 2222:web:22 --from 10.0.0.0/8 the same to a guest by its lease's name, for some callers
   vmnat status                                 what is attached where, and how it is
   vmnat flows --guest 192.168.122.10           what a guest talks to
   vmnat down                                   leave the host as it was found
@@ -107,12 +108,17 @@ fn after_help() -> String {
 
 /// Prints what was changed, or that nothing was; fails with the steps that failed.
 fn report(done: &Reconciled, nothing: &str) -> Result<()> {
-    for change in &done.changes {
+    for change in done.changes.iter().chain(&done.forwards) {
         print::line(change)?;
     }
-    if done.changes.is_empty() && done.failures.is_empty() {
+    if done.changes.is_empty() && done.forwards.is_empty() && done.failures.is_empty() {
         print::line(nothing)?;
     }
+    fail_in_part(done)
+}
+
+/// Fails with the steps that failed, if any did.
+fn fail_in_part(done: &Reconciled) -> Result<()> {
     if done.failures.is_empty() {
         return Ok(());
     }
@@ -120,9 +126,9 @@ fn report(done: &Reconciled, nothing: &str) -> Result<()> {
     Err(Error::Partial { steps }.into())
 }
 
-/// Reads `30s`, `2m`, `500ms`, `1h`, or seconds without a unit.
+/// Reads `30s`, `2m`, `500ms`, `1h`, `7d`, or seconds without a unit.
 fn duration(text: &str) -> Result<Duration, String> {
-    let wrong = || format!("\"{text}\" is no span of time: write 500ms, 30s, 2m or 1h");
+    let wrong = || format!("\"{text}\" is no span of time: write 500ms, 30s, 2m, 1h or 7d");
     let end = text.find(|c: char| !c.is_ascii_digit() && c != '.').unwrap_or(text.len());
     let (number, unit) = text.split_at_checked(end).ok_or_else(wrong)?;
     let number: f64 = number.parse().map_err(|_| wrong())?;
@@ -131,6 +137,7 @@ fn duration(text: &str) -> Result<Duration, String> {
         "" | "s" => number,
         "m" | "min" => number * 60.0,
         "h" => number * 3600.0,
+        "d" => number * 86_400.0,
         _ => return Err(wrong()),
     };
     Duration::try_from_secs_f64(seconds).map_err(|_| wrong())
@@ -159,8 +166,9 @@ mod tests {
     fn spans_of_time_are_read() {
         assert_eq!(duration("30s"), Ok(Duration::from_secs(30)));
         assert_eq!(duration("0.5"), Ok(Duration::from_millis(500)));
+        assert_eq!(duration("7d"), Ok(Duration::from_hours(168)));
         assert_eq!(duration("250ms"), Ok(Duration::from_millis(250)));
-        for text in ["", "s", "3d", "-1s", "1e3s"] {
+        for text in ["", "s", "3w", "-1s", "1e3s"] {
             assert!(duration(text).is_err(), "{text}");
         }
     }

@@ -3,7 +3,7 @@
 mod interfaces;
 mod merge;
 
-use std::time::Duration;
+use std::{path::PathBuf, time::Duration};
 
 use anyhow::Result;
 use clap::ValueEnum;
@@ -65,6 +65,10 @@ pub struct Args {
     #[arg(long = "timeout", value_name = "KIND=SECONDS", value_parser = timeout, help_heading = "Advanced",
           help = timeout_help())]
     timeouts: Vec<(String, u32)>,
+    /// A lease file (dnsmasq's, or libvirt's status) to look up names of guests in, before those that are known;
+    /// repeatable
+    #[arg(long = "lease-file", value_name = "FILE", help_heading = "Advanced")]
+    lease_files: Vec<PathBuf>,
     /// Let the programs log to the agent's log; slow, for the hunt of faults
     #[arg(long, help_heading = "Advanced")]
     kernel_log: bool,
@@ -115,6 +119,9 @@ pub async fn run(instance: &Instance, args: Args) -> Result<()> {
         // Another agent reads what the programs log.
         agent::end(instance)?;
     }
+    if !args.lease_files.is_empty() {
+        agent::nudge(instance);
+    }
     settle_agent(instance, args.foreground).await
 }
 
@@ -128,7 +135,10 @@ async fn bring_up(
     mounted: bool,
 ) -> Result<()> {
     let known = state::find(instance)?;
-    let mut state = known.clone().unwrap_or_else(|| State::new(link::kernel_mode()));
+    let mut state = match &known {
+        Some(known) => known.clone(),
+        None => State::stored(instance, link::kernel_mode())?,
+    };
     merge::merge(&mut state, known.as_ref(), args, &facts)?;
     reconcile::admit(instance, &state, &facts)?;
     if known.is_none() {
@@ -186,10 +196,10 @@ fn tell(instance: &Instance, change: &Change, done: &Reconciled, replaced: bool)
     if replaced {
         print::line("replaced the programs under their hooks; flows go on")?;
     }
-    for line in &done.changes {
+    for line in done.changes.iter().chain(&done.forwards) {
         print::line(line)?;
     }
-    if done.changes.is_empty() && done.failures.is_empty() && !replaced {
+    if done.changes.is_empty() && done.forwards.is_empty() && done.failures.is_empty() && !replaced {
         print::line(&format!(
             "instance \"{instance}\" is up already, for {}: nothing to change",
             names(&change.state)

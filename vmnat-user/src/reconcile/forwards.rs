@@ -13,6 +13,9 @@ use vmnat_common::{
 
 use crate::{plan::Plan, tables::Tables};
 
+/// Changes that are told one by one.
+const TOLD: usize = 24;
+
 /// Makes the port forwards those of the plan; a line for each that came or went.
 pub(super) fn settle(tables: &Tables, plan: &Plan) -> Result<Vec<String>> {
     let present = tables.forwards()?;
@@ -40,7 +43,20 @@ pub(super) fn settle(tables: &Tables, plan: &Plan) -> Result<Vec<String>> {
     Ok(changes(&present, &plan.forward))
 }
 
+/// A line for each change, or one with their numbers.
 fn changes(present: &[Forward], wanted: &[Forward]) -> Vec<String> {
+    let lines = lines(present, wanted);
+    if lines.len() <= TOLD {
+        return lines;
+    }
+    let count = |verb: &str| lines.iter().filter(|line| line.starts_with(verb)).count();
+    let verbs = ["removed", "added", "changed"].map(|verb| (verb, count(verb)));
+    let verbs: Vec<String> =
+        verbs.iter().filter(|(_, count)| *count > 0).map(|(verb, count)| format!("{verb} {count}")).collect();
+    vec![format!("{} entries of port forwards", verbs.join(", "))]
+}
+
+fn lines(present: &[Forward], wanted: &[Forward]) -> Vec<String> {
     let by_place = |forwards: &[Forward]| -> BTreeMap<u64, Forward> {
         forwards.iter().map(|forward| (forward.first, *forward)).collect()
     };
@@ -101,5 +117,7 @@ mod tests {
         let lines = changes(&[one, two], &[other, forward(9, 0)]);
         let verbs: Vec<&str> = lines.iter().filter_map(|line| line.split(' ').next()).collect();
         assert_eq!(verbs, ["removed", "changed", "added"]);
+        let many: Vec<Forward> = (1..100).map(|port| forward(port, 0)).collect();
+        assert_eq!(changes(&[forward(200, 0)], &many), ["removed 1, added 99 entries of port forwards"]);
     }
 }

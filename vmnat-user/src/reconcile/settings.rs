@@ -1,11 +1,12 @@
 //! Settings and port pool.
 
-use std::{fs::File, io::Read as _};
+use std::{fs::File, io::Read as _, ops::RangeInclusive};
 
 use anyhow::{Context as _, Result, bail};
 use vmnat_common::{Protocol, SCHEMA_VERSION, quota::Quotas, settings::Settings, timeout::Timeouts};
 
 use crate::{
+    forwards::ForwardSpec,
     host_ports::{self, DEFAULT_RANGE},
     netns,
     state::State,
@@ -38,8 +39,8 @@ pub(super) fn settle(tables: &Tables, state: &State) -> Result<()> {
 
 /// Takes the ports that the host holds, and those of forwards, out of the pool.
 fn settle_pool(tables: &Tables, state: &State) -> Result<host_ports::Pool> {
-    let forwards: Vec<(Protocol, u16)> =
-        state.forwards.iter().map(|forward| (forward.spec.protocol, forward.spec.port)).collect();
+    let forwards: Vec<(Protocol, RangeInclusive<u16>)> =
+        state.forwards.iter().flat_map(|forward| ports_of(&forward.wish.spec)).collect();
     let pool = host_ports::pool(&DEFAULT_RANGE, &host_ports::taken()?, &forwards);
     for (index, word) in (0_u32..).zip(pool.words.iter()) {
         if tables.port_pool.get(&index)? != Some(*word) {
@@ -47,6 +48,11 @@ fn settle_pool(tables: &Tables, state: &State) -> Result<host_ports::Pool> {
         }
     }
     Ok(pool)
+}
+
+fn ports_of(spec: &ForwardSpec) -> impl Iterator<Item = (Protocol, RangeInclusive<u16>)> {
+    let ports = spec.ports;
+    spec.protocols.each().iter().map(move |protocol| (*protocol, ports.first()..=ports.last()))
 }
 
 /// The timeouts in seconds: the defaults, and what was asked for.

@@ -1,4 +1,4 @@
-//! What vmnat costs, beside the kernel's own paths: `cargo xtask bench [packet|stream]`.
+//! What vmnat costs, beside the kernel's own paths: `cargo xtask bench [packet|stream|dnat]`.
 //!
 //! Everything is measured side by side within one run, in network namespaces of this process, by turns.
 
@@ -12,6 +12,7 @@
 )]
 
 mod bpf;
+mod dnat;
 mod goal;
 mod packet;
 mod program;
@@ -58,6 +59,9 @@ struct Args {
     /// Seconds of each run of `stream`
     #[arg(long, default_value_t = 2)]
     seconds: u32,
+    /// Rounds of `dnat`
+    #[arg(long, default_value_t = 9)]
+    dnat_rounds: usize,
     /// Write the results into this folder as benchmarks.md and benchmarks/*.json
     #[arg(long, value_name = "FOLDER")]
     write: Option<PathBuf>,
@@ -75,6 +79,8 @@ enum Bench {
     Packet,
     /// One TCP stream of iperf3
     Stream,
+    /// Thousands of port forwards in one call
+    Dnat,
 }
 
 fn main() -> ExitCode {
@@ -101,6 +107,7 @@ fn run(args: &Args) -> Result<bool> {
         let section = match bench {
             Bench::Packet => packet::run(args.extent())?,
             Bench::Stream => stream::run(args.stream_rounds, args.seconds)?,
+            Bench::Dnat => dnat::run(args.dnat_rounds)?,
         };
         println!("\n{}", section.text);
         if let Some(folder) = &args.write {

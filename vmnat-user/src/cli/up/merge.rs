@@ -34,6 +34,13 @@ pub(super) fn merge(state: &mut State, known: Option<&State>, args: &Args, facts
     }
     state.uplinks.dedup();
     merge_networks(state, args)?;
+    for file in &args.lease_files {
+        // The agent has another working directory.
+        let file = std::path::absolute(file)?;
+        if !state.lease_files.contains(&file) {
+            state.lease_files.push(file);
+        }
+    }
     let timeouts: BTreeMap<String, u32> = args.timeouts.iter().cloned().collect();
     state.timeouts.extend(timeouts);
     state.kernel_log = if known.is_some() && !args.kernel_log { state.kernel_log } else { args.kernel_log };
