@@ -5,7 +5,8 @@ use clap::Parser;
 
 use crate::{demo, project, setup, steps::Steps};
 
-/// Measures `packet` (cost of a packet) and `stream` (one TCP stream) beside netfilter; none named: both
+/// Measures `packet` (cost of a packet) and `stream` (one TCP stream) beside netfilter, and `ranges` (a forward of many
+/// ports beside one of a single port); none named: all
 ///
 /// Prints tables and goals, fails when a goal is missed, and writes docs/benchmarks.md.
 #[derive(Parser)]

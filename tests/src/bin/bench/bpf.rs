@@ -6,7 +6,7 @@ use std::{
 };
 
 use anyhow::{Context as _, Result};
-use aya_obj::generated::{bpf_attach_type, bpf_attr, bpf_cmd, bpf_prog_type};
+use aya_obj::generated::{bpf_attach_type, bpf_attr, bpf_cmd, bpf_map_type, bpf_prog_type};
 
 use crate::program::Instruction;
 
@@ -51,6 +51,17 @@ pub fn load(kind: Kind, instructions: &[Instruction]) -> Result<OwnedFd> {
     attr.__bindgen_anon_3.license = license.as_ptr() as u64;
     // SAFETY: the instructions are as many as stated, the licence is terminated, and both live through the call.
     unsafe { open(bpf_cmd::BPF_PROG_LOAD, &mut attr) }.with_context(|| format!("loading a {kind:?} program"))
+}
+
+/// A map of one number, for a program to count in.
+pub fn counter() -> Result<OwnedFd> {
+    let mut attr = empty_attr();
+    attr.__bindgen_anon_1.map_type = bpf_map_type::BPF_MAP_TYPE_ARRAY as u32;
+    attr.__bindgen_anon_1.key_size = u32::try_from(size_of::<u32>())?;
+    attr.__bindgen_anon_1.value_size = u32::try_from(size_of::<u64>())?;
+    attr.__bindgen_anon_1.max_entries = 1;
+    // SAFETY: the attribute holds no pointer.
+    unsafe { open(bpf_cmd::BPF_MAP_CREATE, &mut attr) }.context("making a map")
 }
 
 /// Puts a classifier at an interface's ingress, of the caller's network namespace, for as long as the link lives.

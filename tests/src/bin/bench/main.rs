@@ -1,4 +1,4 @@
-//! What vmnat costs, beside the kernel's own paths: `cargo xtask bench [packet|stream|dnat]`.
+//! What vmnat costs, beside the kernel's own paths: `cargo xtask bench [packet|ranges|stream|dnat]`.
 //!
 //! Everything is measured side by side within one run, in network namespaces of this process, by turns.
 
@@ -12,10 +12,14 @@
 )]
 
 mod bpf;
+mod count;
+mod cpu;
+mod forwarding;
 mod dnat;
 mod goal;
 mod packet;
 mod program;
+mod ranges;
 mod report;
 mod rig;
 mod statistics;
@@ -41,10 +45,10 @@ struct Args {
     /// Only measure: a missed goal is no failure
     #[arg(long)]
     no_goals: bool,
-    /// Rounds of `packet`
+    /// Rounds of `packet` and `ranges`
     #[arg(long, default_value_t = 15)]
     rounds: usize,
-    /// Packets of each way of forwarding in each round of `packet`
+    /// Packets of each row in each round of `packet` and `ranges`; `ranges` opens at most 60000 conversations a round
     #[arg(long, default_value_t = 200_000)]
     packets: u32,
     /// Frame sizes of `packet`, bytes without the frame check sequence; goals are about the first
@@ -77,6 +81,8 @@ impl Args {
 enum Bench {
     /// Nanoseconds of a packet
     Packet,
+    /// What a forward of many ports costs beside one of a single port
+    Ranges,
     /// One TCP stream of iperf3
     Stream,
     /// Thousands of port forwards in one call
@@ -106,6 +112,7 @@ fn run(args: &Args) -> Result<bool> {
     for bench in benches {
         let section = match bench {
             Bench::Packet => packet::run(args.extent())?,
+            Bench::Ranges => ranges::run(args.rounds, args.packets)?,
             Bench::Stream => stream::run(args.stream_rounds, args.seconds)?,
             Bench::Dnat => dnat::run(args.dnat_rounds)?,
         };

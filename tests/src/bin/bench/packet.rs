@@ -10,14 +10,16 @@ use serde_json::json;
 use vmnat_tests::lab::{Lab, Setup};
 
 use crate::{
+    count::Count,
+    forwarding::{Direction, Forwarding},
     goal::{Bound, Goal},
     report::{self, Section, table},
-    rig::{Count, Direction, Forwarding, Lane, PROOF, Rig},
+    rig::{Lane, PROOF, Rig},
     statistics::Series,
 };
 
 /// Frames that warm caches before each measurement.
-const WARM_UP: u32 = 4_096;
+pub const WARM_UP: u32 = 4_096;
 
 /// After so long, connection tracking takes an answered UDP flow for assured (`nf_conntrack_proto_udp.c`).
 const ASSURING: Duration = Duration::from_millis(2_200);

@@ -10,7 +10,7 @@
 
 use std::{
     fs,
-    os::fd::{AsFd as _, OwnedFd},
+    os::fd::{AsFd as _, BorrowedFd, OwnedFd},
     path::Path,
     time::Duration,
 };
@@ -27,6 +27,9 @@ use vmnat_tests::lab::{
 
 use crate::{
     bpf::{self, Kind},
+    count::Count,
+    cpu,
+    forwarding::{Direction, Forwarding},
     program::{self, Instruction},
 };
 
@@ -65,75 +68,6 @@ table ip filter {
 }
 ";
 
-/// How a rig forwards.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Forwarding {
-    /// Not at all: the sink stands at the very interface that receives.
-    Floor,
-    /// A tc program of four instructions redirects everything.
-    Redirect,
-    /// A tc program redirects everything, and the kernel writes the next hop's MAC.
-    RedirectToNeighbour,
-    /// The uplink is a port of the bridge.
-    Bridge,
-    /// The kernel routes, without any rule.
-    Route,
-    /// The kernel routes and nftables masquerades.
-    Masquerade,
-    /// vmnat at the bridge's port.
-    Port,
-    /// The same without the guard at the uplink's egress.
-    Unguarded,
-    /// vmnat at the bridge, because the port is isolated.
-    BridgeHook,
-}
-
-impl Forwarding {
-    /// What tables call it.
-    pub const fn name(self) -> &'static str {
-        match self {
-            Self::Floor => "floor: generator, receive, sink",
-            Self::Redirect => "bare redirect, port to port",
-            Self::RedirectToNeighbour => "bare redirect to a neighbour",
-            Self::Bridge => "plain L2 bridge",
-            Self::Route => "plain L3 forward, no rules",
-            Self::Masquerade => "nft masquerade",
-            Self::Port => "vmnat, port hook",
-            Self::Unguarded => "vmnat, port hook, without its guard",
-            Self::BridgeHook => "vmnat, bridge hook",
-        }
-    }
-
-    /// True when a guest's address is replaced.
-    pub fn translates(self) -> bool {
-        self.is_vmnat() || self == Self::Masquerade
-    }
-
-    /// True when it is vmnat that forwards.
-    pub const fn is_vmnat(self) -> bool {
-        matches!(self, Self::Port | Self::Unguarded | Self::BridgeHook)
-    }
-}
-
-/// Which way, seen from the guest.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Direction {
-    /// Guest to world.
-    Outbound,
-    /// World to guest.
-    Inbound,
-}
-
-impl Direction {
-    /// The word.
-    pub const fn name(self) -> &'static str {
-        match self {
-            Self::Outbound => "outbound",
-            Self::Inbound => "inbound",
-        }
-    }
-}
-
 /// A rig.
 #[derive(Debug)]
 pub struct Rig {
@@ -141,10 +75,13 @@ pub struct Rig {
     pub forwarding: Forwarding,
     /// Whether `br_netfilter` is on.
     pub br_netfilter: bool,
-    host: Namespace,
-    guest: Namespace,
+    /// The VM host.
+    pub host: Namespace,
+    /// The guest.
+    pub guest: Namespace,
     peer: Namespace,
-    instance: String,
+    /// Name of vmnat's instance.
+    pub instance: String,
     /// What the world sees the guest's flow as.
     external: ([u8; 4], u16),
     links: Vec<OwnedFd>,
@@ -258,16 +195,18 @@ impl Rig {
                 // virtio or a network card does not make connection tracking add them up.
                 self.host.set_sysctl("net/netfilter/nf_conntrack_checksum", "0")
             }
-            Forwarding::Port | Forwarding::BridgeHook => self.up(),
+            Forwarding::Port | Forwarding::BridgeHook => self.up(&[]),
             Forwarding::Unguarded => {
-                self.up()?;
+                self.up(&[])?;
                 self.unguard()
             }
         }
     }
 
-    fn up(&self) -> Result<()> {
-        self.vmnat(&["up", "--bridge", "virbr0", "--uplink", "enp3s0", "--hook", "tcx"]).map(drop)
+    /// Starts vmnat.
+    pub fn up(&self, options: &[&str]) -> Result<()> {
+        let up = ["up", "--bridge", "virbr0", "--uplink", "enp3s0", "--hook", "tcx"];
+        self.vmnat(&[&up[..], options].concat()).map(drop)
     }
 
     /// Takes the pin of the guard's link away, and the link with it.
@@ -279,7 +218,8 @@ impl Rig {
         Ok(())
     }
 
-    fn link(&mut self, instructions: &[Instruction], ifindex: u32) -> Result<()> {
+    /// Puts a classifier at an interface of the host's, behind those that stand there.
+    pub fn link(&mut self, instructions: &[Instruction], ifindex: u32) -> Result<()> {
         let program = bpf::load(Kind::Classifier, instructions)?;
         self.links.push(self.host.run(|| bpf::attach_ingress(program.as_fd(), ifindex))?);
         Ok(())
@@ -357,10 +297,7 @@ impl Rig {
     /// Sends `packets` frames and returns the nanoseconds of each; every frame must have reached the sink.
     pub fn send(&self, lane: &Lane, packets: u32) -> Result<u32> {
         let before = self.arrived(lane.direction)?;
-        let nanoseconds = self.host.run(|| {
-            hold_cpu()?;
-            bpf::send_live(lane.generator.as_fd(), lane.interface, &lane.frame, packets)
-        })?;
+        let nanoseconds = self.inject(lane.generator.as_fd(), lane.interface, &lane.frame, packets)?;
         let arrived = self.arrived(lane.direction)?.wrapping_sub(before);
         let expected = if self.forwarding == Forwarding::Floor { 0 } else { u64::from(packets) };
         // The agent's and the kernel's own packets may add a few; none may be missing.
@@ -373,8 +310,22 @@ impl Rig {
         Ok(nanoseconds)
     }
 
+    /// Sends frames into the receive path of an interface of the host's; nanoseconds of each.
+    pub fn inject(
+        &self,
+        generator: BorrowedFd<'_>,
+        interface: u32,
+        frame: &[u8],
+        packets: u32,
+    ) -> Result<u32> {
+        self.host.run(|| {
+            cpu::hold()?;
+            bpf::send_live(generator, interface, frame, packets)
+        })
+    }
+
     /// Packets that have reached the interface with the sink of a direction.
-    fn arrived(&self, direction: Direction) -> Result<u64> {
+    pub fn arrived(&self, direction: Direction) -> Result<u64> {
         let (namespace, interface) = match direction {
             Direction::Outbound => (&self.peer, "wan0"),
             Direction::Inbound => (&self.guest, "eth0"),
@@ -438,44 +389,6 @@ impl Rig {
     pub fn stop(&self) -> Result<()> {
         if self.forwarding.is_vmnat() { self.vmnat(&["down"]).map(drop) } else { Ok(()) }
     }
-}
-
-/// One of vmnat's counters.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Count {
-    /// Its name.
-    pub name: String,
-    /// `forwarded`, `passed` or `dropped`.
-    pub kind: String,
-    /// Packets.
-    pub packets: u64,
-}
-
-impl Count {
-    fn read(row: &Value) -> Option<Self> {
-        Some(Self {
-            name: row.get("name")?.as_str()?.to_owned(),
-            kind: row.get("kind")?.as_str()?.to_owned(),
-            packets: row.get("packets")?.as_u64()?,
-        })
-    }
-}
-
-/// Keeps this thread on the last CPU and every ordinary process from interrupting it.
-fn hold_cpu() -> Result<()> {
-    use nix::{
-        sched::{CpuSet, sched_setaffinity},
-        unistd::{Pid, SysconfVar, sysconf},
-    };
-    let cpus = sysconf(SysconfVar::_NPROCESSORS_ONLN)?.unwrap_or(1);
-    let mut only = CpuSet::new();
-    only.set(usize::try_from(cpus)?.saturating_sub(1))?;
-    sched_setaffinity(Pid::from_raw(0), &only).context("keeping to one CPU")?;
-    let parameters = libc::sched_param { sched_priority: 1 };
-    // SAFETY: the pointer is to a live structure, and 0 is the calling thread.
-    let refused = unsafe { libc::sched_setscheduler(0, libc::SCHED_FIFO, &raw const parameters) } != 0;
-    ensure!(!refused, "SCHED_FIFO: {}", std::io::Error::last_os_error());
-    Ok(())
 }
 
 fn written(mac: Mac) -> String {

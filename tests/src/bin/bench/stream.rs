@@ -8,9 +8,10 @@ use vmnat_tests::lab::{
 };
 
 use crate::{
+    forwarding::Forwarding,
     goal::{Bound, Goal},
     report::{self, Section, table},
-    rig::{Forwarding, Rig},
+    rig::Rig,
     statistics::Series,
 };
 

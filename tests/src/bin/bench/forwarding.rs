@@ -1,0 +1,70 @@
+//! The ways to forward that are compared, and the directions.
+
+/// How a rig forwards.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Forwarding {
+    /// Not at all: the sink stands at the very interface that receives.
+    Floor,
+    /// A tc program of four instructions redirects everything.
+    Redirect,
+    /// A tc program redirects everything, and the kernel writes the next hop's MAC.
+    RedirectToNeighbour,
+    /// The uplink is a port of the bridge.
+    Bridge,
+    /// The kernel routes, without any rule.
+    Route,
+    /// The kernel routes and nftables masquerades.
+    Masquerade,
+    /// vmnat at the bridge's port.
+    Port,
+    /// The same without the guard at the uplink's egress.
+    Unguarded,
+    /// vmnat at the bridge, because the port is isolated.
+    BridgeHook,
+}
+
+impl Forwarding {
+    /// What tables call it.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Floor => "floor: generator, receive, sink",
+            Self::Redirect => "bare redirect, port to port",
+            Self::RedirectToNeighbour => "bare redirect to a neighbour",
+            Self::Bridge => "plain L2 bridge",
+            Self::Route => "plain L3 forward, no rules",
+            Self::Masquerade => "nft masquerade",
+            Self::Port => "vmnat, port hook",
+            Self::Unguarded => "vmnat, port hook, without its guard",
+            Self::BridgeHook => "vmnat, bridge hook",
+        }
+    }
+
+    /// True when a guest's address is replaced.
+    pub fn translates(self) -> bool {
+        self.is_vmnat() || self == Self::Masquerade
+    }
+
+    /// True when it is vmnat that forwards.
+    pub const fn is_vmnat(self) -> bool {
+        matches!(self, Self::Port | Self::Unguarded | Self::BridgeHook)
+    }
+}
+
+/// Which way, seen from the guest.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Direction {
+    /// Guest to world.
+    Outbound,
+    /// World to guest.
+    Inbound,
+}
+
+impl Direction {
+    /// The word.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Outbound => "outbound",
+            Self::Inbound => "inbound",
+        }
+    }
+}
