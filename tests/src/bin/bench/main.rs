@@ -14,8 +14,8 @@
 mod bpf;
 mod count;
 mod cpu;
-mod forwarding;
 mod dnat;
+mod forwarding;
 mod goal;
 mod packet;
 mod program;

@@ -155,7 +155,8 @@ fn method(all: &[Measured], rounds: usize) -> String {
          middle of its set. Cells are medians with quartiles; `net` is less the floor of the same round; ratios are of raw\n\
          figures, round by round; entries are those in the kernel for one external address. In every turn both sinks, vmnat's\n\
          outcomes, the flow table and the forward's own count of conversations agreed with what was sent; {PROOF} frames of each\n\
-         row were looked at in the guest first, where none of the host's own may come. The sets were written to the kernel's\n\
-         map directly, while no agent ran. The bounds are a range's cost, which should be none, and room for the noise of a machine that has other work."
+         row were looked at in the guest first, where none of the host's own may come. The entry of the range was compared\n\
+         with what `vmnat dnat add` makes of it; to take turns, sets are written to the kernel's map directly, while no agent\n\
+         runs. The bounds are a range's cost, which should be none, and room for the noise of a machine that has other work."
     )
 }

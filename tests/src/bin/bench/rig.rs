@@ -369,7 +369,8 @@ impl Rig {
         Ok(())
     }
 
-    fn vmnat(&self, arguments: &[&str]) -> Result<String> {
+    /// Runs vmnat on the host; what it printed.
+    pub fn vmnat(&self, arguments: &[&str]) -> Result<String> {
         let program = vmnat::program()?;
         let program = program.to_str().context("a path that is no text")?;
         self.host.exec(&[&[program, "--instance", &self.instance], arguments].concat())

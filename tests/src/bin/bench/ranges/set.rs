@@ -36,6 +36,10 @@ impl Set {
     /// Every set.
     pub const ALL: [Self; 4] = [Self::Nothing, Self::One, Self::Range, Self::Many];
 
+    /// [`Set::Range`] as an operator writes it. Without its address it would be an entry for each of the host's, 127.0.0.1
+    /// among them.
+    pub const RANGE: &str = "203.0.113.2:20000-29999:192.168.122.10:30000-39999/udp";
+
     /// What tables call it.
     pub const fn name(self) -> &'static str {
         match self {

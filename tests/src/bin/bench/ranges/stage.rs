@@ -133,10 +133,10 @@ impl Stage {
         // The guest's lease comes of its first packet.
         rig.converse()?;
         let instance: Instance = rig.instance.parse()?;
+        let (tables, bridge) = (Tables::open(&instance)?, rig.host.interface("virbr0")?);
+        ask_for_range(&rig, &tables, bridge)?;
         ensure!(agent::end(&instance)?, "no agent ran");
-        let tables = Tables::open(&instance)?;
         rig.close()?;
-        let bridge = rig.host.interface("virbr0")?;
         for forward in Set::ALL.iter().map(|set| set.forwards(bridge)).collect::<Result<Vec<_>>>()?.concat() {
             tables.forward_count.set(&forward.id, &ForwardCount::default())?;
         }
@@ -231,4 +231,15 @@ impl Stage {
     pub fn stop(&self) -> Result<()> {
         self.gate.rig.stop()
     }
+}
+
+/// What an operator asks for as one range must be the very entry that is measured.
+fn ask_for_range(rig: &Rig, tables: &Tables, bridge: u32) -> Result<()> {
+    rig.vmnat(&["dnat", "add", Set::RANGE])?;
+    let (made, mut meant) = (tables.forwards()?, Set::Range.forwards(bridge)?);
+    for (meant, made) in meant.iter_mut().zip(&made) {
+        meant.id = made.id;
+    }
+    ensure!(made == meant, "`dnat add {}` makes {made:?}", Set::RANGE);
+    rig.vmnat(&["dnat", "rm", Set::RANGE]).map(drop)
 }
