@@ -212,6 +212,7 @@ pub struct ForwardCount {
 const _: () = assert!(size_of::<ForwardCount>() == 48);
 
 #[cfg(test)]
+#[expect(clippy::arithmetic_side_effects, reason = "small numbers of the tests' own making")]
 mod tests {
     use proptest::prelude::*;
 

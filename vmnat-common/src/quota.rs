@@ -77,8 +77,12 @@ impl Level {
         if bucket.rate == 0 {
             return true;
         }
-        let elapsed = now.wrapping_sub(self.since);
-        let fresh = if hertz == 0 { 0 } else { elapsed as u64 * bucket.rate as u64 / hertz as u64 };
+        let elapsed = now.wrapping_sub(self.since) as u64;
+        let earned = elapsed.wrapping_mul(bucket.rate as u64);
+        let fresh = match earned.checked_div(hertz as u64) {
+            Some(fresh) => fresh,
+            None => 0,
+        };
         if fresh > 0 {
             // Less than a token's time may be lost here, which makes the bucket a little stricter.
             #[expect(clippy::cast_possible_truncation, reason = "bounded by the comparison")]

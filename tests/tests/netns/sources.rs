@@ -1,6 +1,9 @@
 //! One port forward, called from everywhere: the world, a sibling, the guest itself, another network, the host.
 
-use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
+use std::{
+    net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream, UdpSocket},
+    time::Duration,
+};
 
 use anyhow::{Context, Result, ensure};
 use vmnat_tests::lab::{
@@ -27,6 +30,9 @@ on_both_hooks!(
 
 /// The guest of a second network.
 const OTHER: &str = "192.168.150.10";
+
+/// How long an answer that must not come is waited for.
+const MOMENT: Duration = Duration::from_millis(500);
 
 /// A firewall that stands before vmnat comes.
 type Firewall = fn(&Lab) -> Result<()>;
@@ -163,11 +169,9 @@ fn a_forward_for_the_host_alone_is_closed_to_all_others(hook: Hook) -> Result<()
     lab.up(hook)?;
     lab.vmnat_ok(&["dnat", "add", &format!("127.0.0.1:9000:{}:7000/udp", guest_address(1))])?;
     client::ask(&lab.host, "127.0.0.1:9000")?;
-    let attempt =
-        Asker::new(&lab.world, 0)?.ask_within(&format!("{EXTERNAL}:9000"), 10, client::PATIENCE / 10);
+    let attempt = Asker::new(&lab.world, 0)?.ask_within(&format!("{EXTERNAL}:9000"), 10, MOMENT);
     client::must_fail("the world on a forward of the loopback", attempt)?;
-    let attempt =
-        Asker::new(lab.guest(2)?, 0)?.ask_within(&format!("{EXTERNAL}:9000"), 10, client::PATIENCE / 10);
+    let attempt = Asker::new(lab.guest(2)?, 0)?.ask_within(&format!("{EXTERNAL}:9000"), 10, MOMENT);
     client::must_fail("a sibling on a forward of the loopback", attempt)?;
     let before = lab.flow_count()?;
     let router = Tap::open(&lab.router, "wan0")?;
