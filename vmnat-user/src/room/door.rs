@@ -116,18 +116,21 @@ pub(super) fn bring_up(name: &str) -> Result<u32> {
     Ok(index)
 }
 
-/// The host's ends that are here, by index: interfaces with these names, of this kind.
+/// The host's ends that are here, by index: interfaces with these names and MACs, of this kind.
 ///
 /// # Errors
 /// What the kernel answers.
 pub(super) fn find(instance: &Instance) -> io::Result<Vec<u32>> {
-    let names = Door::ALL.map(|door| LinkAttribute::IfName(door.host_name(instance)));
+    let own = Door::ALL.map(|door| {
+        [LinkAttribute::IfName(door.host_name(instance)), LinkAttribute::Address(door.host_mac())]
+    });
     let is_veth = |attribute: &LinkAttribute| match attribute {
         LinkAttribute::LinkInfo(infos) => infos.contains(&LinkInfo::Kind(InfoKind::Veth)),
         _ => false,
     };
     let links = netlink::links()?.into_iter().filter(|link| {
-        link.attributes.iter().any(is_veth) && link.attributes.iter().any(|name| names.contains(name))
+        let has = |wanted: &LinkAttribute| link.attributes.contains(wanted);
+        link.attributes.iter().any(is_veth) && own.iter().any(|attributes| attributes.iter().all(has))
     });
     Ok(links.map(|link| link.header.index).collect())
 }
