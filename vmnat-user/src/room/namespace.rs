@@ -29,7 +29,7 @@ const OWN: &str = "/proc/thread-self/ns/net";
 /// Makes a namespace, lets `furnish` work in it, and keeps it at `path`.
 ///
 /// # Errors
-/// When the kernel refuses one of the three; nothing is left then.
+/// When the kernel refuses one of the three.
 pub(super) fn make<T: Send>(path: &Path, furnish: impl FnOnce() -> Result<T> + Send) -> Result<(File, T)> {
     on_a_thread(|| {
         unshare(CloneFlags::CLONE_NEWNET).context("make a network namespace")?;
