@@ -126,9 +126,9 @@ impl Change {
         let Self { instance, handle, state, facts, .. } = self;
         let mut done = Reconciled::default();
         let first = async {
-            let plan = reconcile::fill(&tables, state, facts, &mut done)?;
+            let plan = reconcile::fill(instance, &tables, state, facts, &mut done)?;
             let taken = takeover::take_over(&tables)?;
-            reconcile::attach(instance, handle, state, &plan, &mut done).await?;
+            reconcile::attach(instance, handle, &tables, state, &plan, &mut done).await?;
             Ok(taken)
         };
         let taken = first.await;

@@ -25,6 +25,7 @@ pub mod plan;
 pub mod rawbpf;
 pub mod reconcile;
 pub mod report;
+pub mod room;
 pub mod state;
 pub mod sysctl;
 pub mod tables;

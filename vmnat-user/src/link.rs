@@ -122,6 +122,8 @@ pub struct Synced {
     pub changes: Vec<String>,
     /// What could not be done.
     pub failures: Vec<anyhow::Error>,
+    /// The hooks that do not stand.
+    pub missing: Vec<Hook>,
 }
 
 /// Finds out whether the kernel has tcx, by asking who stands at the loopback's hook.

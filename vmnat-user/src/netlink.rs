@@ -1,17 +1,27 @@
-//! Raw netlink: dumps and attributes that no crate of ours decodes (ctnetlink, filters, notifications by type).
+//! Raw netlink: dumps and attributes that no crate of ours decodes (ctnetlink, filters, notifications by type), and
+//! requests of threads that have no runtime.
 //!
 //! A message is a 16-byte head (length, type, flags, sequence, port) and a body; a body is a fixed part of its
 //! family and then attributes. Heads and attribute heads are native byte order. Nothing here trusts a length.
 
+mod batch;
+
 use std::io;
 
-use netlink_sys::{Socket, SocketAddr};
+use netlink_packet_core::{NLM_F_ACK, NetlinkMessage, Parseable as _};
+use netlink_packet_route::{RouteNetlinkMessage, link::LinkMessage};
+use netlink_sys::{Socket, SocketAddr, protocols::NETLINK_ROUTE};
+
+pub(crate) use self::batch::{Batch, Body};
 
 /// Bytes of a message's head (`struct nlmsghdr`).
 const HEAD: usize = 16;
 
 /// Bytes of an attribute's head (`struct nlattr`).
 const ATTRIBUTE_HEAD: usize = 4;
+
+/// Bytes of the fixed part of a message about an interface (`struct ifinfomsg`).
+const LINK_HEAD: usize = 16;
 
 /// The kernel fills at most 32 KiB a read (`netlink_dump()`), whatever the reader offers beyond.
 const BUFFER: usize = 64 * 1024;
@@ -102,6 +112,51 @@ pub(crate) fn dump(
                 NLMSG_ERROR | NLMSG_DONE => return end(message.body),
                 _ => each(message),
             }
+        }
+    }
+}
+
+/// The interfaces of the calling thread's network namespace.
+///
+/// # Errors
+/// The kernel's, as it names them.
+pub(crate) fn links() -> io::Result<Vec<LinkMessage>> {
+    let mut links = Vec::new();
+    dump(NETLINK_ROUTE, libc::RTM_GETLINK, &[0; LINK_HEAD], |message| {
+        links.extend(LinkMessage::parse(message.body));
+    })?;
+    Ok(links)
+}
+
+/// Asks for a change by routing netlink, in the network namespace of the calling thread.
+///
+/// # Errors
+/// The kernel's, as it names them.
+pub(crate) fn change(message: RouteNetlinkMessage, flags: u16) -> io::Result<()> {
+    let mut message = NetlinkMessage::from(message);
+    message.header.flags = NLM_F_REQUEST | NLM_F_ACK | flags;
+    message.finalize();
+    let mut bytes = vec![0; message.buffer_len()];
+    message.serialize(&mut bytes);
+    tell(NETLINK_ROUTE, &bytes)
+}
+
+/// Sends one request, or a batch, of which something asks for an acknowledgement, and waits for the first that comes: a
+/// batch is done by then, and what failed of it is told first.
+///
+/// # Errors
+/// The kernel's, as it names them.
+pub(crate) fn tell(protocol: isize, bytes: &[u8]) -> io::Result<()> {
+    let mut socket = Socket::new(protocol)?;
+    socket.bind_auto()?;
+    socket.connect(&SocketAddr::new(0, 0))?;
+    socket.send(bytes, 0)?;
+    let mut buffer = vec![0; BUFFER];
+    loop {
+        let length = socket.recv(&mut buffer.as_mut_slice(), 0)?;
+        let mut answers = Messages(buffer.get(..length).unwrap_or_default());
+        if let Some(answer) = answers.find(|message| message.kind == NLMSG_ERROR) {
+            return end(answer.body);
         }
     }
 }

@@ -149,6 +149,12 @@ impl Instance {
         self.run().join("agent.pid")
     }
 
+    /// Where the quiet room's network namespace is kept.
+    #[must_use]
+    pub fn room(&self) -> PathBuf {
+        self.run().join("room")
+    }
+
     /// The agent's log.
     #[must_use]
     pub fn agent_log(&self) -> PathBuf {

@@ -22,6 +22,7 @@ use crate::{
     error::Error,
     facts::{Facts, LinkFact, PORT_FORWARDING},
     link::Hook,
+    room,
     state::State,
 };
 
@@ -45,6 +46,8 @@ pub struct Plan {
     pub forward: Vec<Forward>,
     /// The `FORWARD_SOURCE` map's keys.
     pub forward_source: Vec<SourceKey>,
+    /// The host's ends of the quiet room, if there is one.
+    pub room: Option<room::Ends>,
     /// Hooks in the order in which they are attached.
     pub hooks: Vec<Hook>,
     /// What cannot be done, or not as fast, one sentence each.
@@ -58,6 +61,8 @@ pub struct Circumstances {
     pub obstructed: HashMap<u32, String>,
     /// Bridges from which the host forwarded nothing before.
     pub closed: HashSet<u32>,
+    /// The host's ends of the quiet room.
+    pub room: Option<room::Ends>,
 }
 
 /// A network and the bridge it is behind.
@@ -92,6 +97,8 @@ pub fn plan(state: &State, facts: &Facts, circumstances: &Circumstances) -> Resu
     }
     plan.network = networks.iter().map(entry_of).collect();
     forwards::plan_forwards(state, facts, &networks, &uplinks, &mut plan);
+    plan.room.clone_from(&circumstances.room);
+    plan.hooks.extend(plan.room.iter().flat_map(room::Ends::hooks));
     plan.bridges = bridges.iter().map(|link| (link.index, link.name.clone())).collect();
     plan.uplinks = uplinks.iter().map(|link| (link.index, link.name.clone())).collect();
     Ok(plan)

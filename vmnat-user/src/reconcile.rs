@@ -32,6 +32,7 @@ use crate::{
     link::{self, Point},
     paths::Instance,
     plan::{self, Circumstances, Plan},
+    room,
     state::State,
     tables::{Table, Tables},
 };
@@ -60,25 +61,37 @@ pub async fn reconcile(
     facts: &Facts,
 ) -> Result<Reconciled> {
     let mut done = Reconciled::default();
-    let plan = fill(tables, state, facts, &mut done)?;
-    attach(instance, handle, state, &plan, &mut done).await?;
+    let plan = fill(instance, tables, state, facts, &mut done)?;
+    attach(instance, handle, tables, state, &plan, &mut done).await?;
     Ok(done)
 }
 
-/// The first half of [`reconcile`]: maps.
+/// The first half of [`reconcile`]: the quiet room, and maps.
 ///
 /// # Errors
 /// As [`reconcile`].
-pub fn fill(tables: &Tables, state: &mut State, facts: &Facts, done: &mut Reconciled) -> Result<Plan> {
+pub fn fill(
+    instance: &Instance,
+    tables: &Tables,
+    state: &mut State,
+    facts: &Facts,
+    done: &mut Reconciled,
+) -> Result<Plan> {
     // Refuse what cannot be before anything is touched.
-    check(state, facts)?;
+    let outline = plan::plan(state, facts, &Circumstances::default())?;
     done.forwards.extend(crate::forwards::drop_expired(state, crate::forwards::now()));
     let directory = |state: &State| Directory::gather(state, facts, tables);
     crate::forwards::refresh(state, directory)?;
     sysctls::survey(state, facts, done);
-    let circumstances =
-        Circumstances { obstructed: obstructed(state, facts), closed: sysctls::closed(state) };
-    let plan = plan::plan(state, facts, &circumstances)?;
+    let room = room::settle(instance, tables, facts, &outline)?;
+    done.changes.extend(room.changes);
+    let circumstances = Circumstances {
+        obstructed: obstructed(state, facts),
+        closed: sysctls::closed(state),
+        room: room.ends,
+    };
+    let mut plan = plan::plan(state, facts, &circumstances)?;
+    plan.warnings.extend(room.warnings);
     if let (true, [(_, name)]) = (state.uplinks.is_empty(), &plan.uplinks[..]) {
         state.followed.clone_from(name);
     }
@@ -92,13 +105,15 @@ pub fn fill(tables: &Tables, state: &mut State, facts: &Facts, done: &mut Reconc
     Ok(plan)
 }
 
-/// The second half of [`reconcile`]: hooks, and then the kernel setting that makes guests routable.
+/// The second half of [`reconcile`]: hooks, and then the kernel setting that makes guests routable, and the way to the quiet
+/// room.
 ///
 /// # Errors
 /// As [`reconcile`].
 pub async fn attach(
     instance: &Instance,
     handle: &Handle,
+    tables: &Tables,
     state: &mut State,
     plan: &Plan,
     done: &mut Reconciled,
@@ -109,6 +124,11 @@ pub async fn attach(
         sysctls::turn_on(state, done);
     }
     done.failures.extend(synced.failures);
+    if let Some(room) =
+        plan.room.as_ref().filter(|room| room.hooks().iter().all(|hook| !synced.missing.contains(hook)))
+    {
+        room::open(tables, room)?;
+    }
     state.warnings.clone_from(&plan.warnings);
     match link::sync_host(instance, !plan.forward.is_empty()) {
         Ok(changes) => done.changes.extend(changes),

@@ -11,7 +11,9 @@ use crate::{
     facts, link,
     paths::Instance,
     reconcile::sysctls,
+    room,
     state::{self, HookMode, Lock, State},
+    tables::Tables,
 };
 
 /// What a teardown did.
@@ -58,9 +60,14 @@ pub async fn teardown(instance: &Instance, handle: &Handle) -> Result<TornDown> 
     done.note(agent::end(instance).map(|ran| ran.then(|| "ended the agent".to_owned())));
     // While the guard still stands: what the bridge forwarded before is the kernel's again, untranslated.
     restore_sysctls(&mut state, handle, &mut done).await;
+    // What the programs are told of a room must not outlive it; without maps there is nobody to tell.
+    if let Ok(tables) = Tables::open(instance) {
+        done.note(room::close(&tables).map(|()| None));
+    }
     let synced = link::detach_all(instance, handle, &mut state).await;
     done.removed.extend(synced.changes);
     done.failures.extend(synced.failures.iter().map(|failure| format!("{failure:#}")));
+    done.note(room::remove(instance));
     match dataplane::unpin(instance) {
         Ok(false) => {}
         Ok(true) => {

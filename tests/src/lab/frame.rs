@@ -332,6 +332,8 @@ pub struct Ipv4 {
     pub destination: Address,
     /// Time to live.
     pub ttl: u8,
+    /// Fragment flags and offset as the header holds them.
+    pub fragment: u16,
     /// IP protocol number.
     pub protocol: u8,
     /// What follows the header.
@@ -366,6 +368,7 @@ impl Ipv4 {
             source: header.get(12..16)?.try_into().ok()?,
             destination: header.get(16..20)?.try_into().ok()?,
             ttl: *header.get(8)?,
+            fragment: u16::from_be_bytes(header.get(6..8)?.try_into().ok()?),
             protocol: *header.get(9)?,
             body: body.to_vec(),
             header_is_sound: checksum(&[header]) == 0,

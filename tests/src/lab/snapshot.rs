@@ -48,6 +48,8 @@ impl Snapshot {
             }
         });
         names(Path::new("/sys/fs/bpf"), &mut lines);
+        let mounts = fs::read_to_string("/proc/thread-self/mountinfo")?;
+        lines.extend(mounts.lines().filter(|line| line.contains(" nsfs ")).map(str::to_owned));
         lines.sort();
         Ok(Self { lines })
     }

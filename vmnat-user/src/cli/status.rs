@@ -19,6 +19,7 @@ use crate::{
     plan::{self, Circumstances},
     rawbpf,
     report::{self, Column},
+    room,
     state::{self, HookMode, State},
     tables::Tables,
 };
@@ -147,7 +148,9 @@ fn hooks(instance: &Instance, state: &State, tables: &Tables, facts: &Facts) -> 
     // A port whose entry is not direct was found to have something behind its hook.
     let unfit = facts.links.iter().filter(|link| link.master.is_some() && !direct(link.index));
     let obstructed = unfit.map(|link| (link.index, String::new())).collect();
-    let circumstances = Circumstances { obstructed, ..Circumstances::default() };
+    // The room that the programs use: where its interfaces are gone, its hooks are missing.
+    let room = tables.settings().ok().and_then(|settings| room::Ends::of(instance, &settings.room));
+    let circumstances = Circumstances { obstructed, room, ..Circumstances::default() };
     let Ok(plan) = plan::plan(state, facts, &circumstances) else { return Vec::new() };
     let row = |hook: link::Hook| {
         let (attached, order) = match state.hook {

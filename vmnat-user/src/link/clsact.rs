@@ -31,7 +31,10 @@ pub(super) async fn sync(
     for hook in wanted {
         match settle(instance, state, hook).with_context(|| format!("attach {hook}")) {
             Ok(change) => synced.changes.extend(change),
-            Err(error) => synced.failures.push(error),
+            Err(error) => {
+                synced.failures.push(error);
+                synced.missing.push(hook.clone());
+            }
         }
     }
     let is_wanted = |record: &FilterRecord| {

@@ -38,7 +38,10 @@ pub(super) fn sync(instance: &Instance, state: &State, wanted: &[Hook]) -> Resul
             .and_then(|(program, id)| settle(instance, state, hook, program, id, &mut pinned));
         match done.with_context(|| format!("attach {hook}")) {
             Ok(change) => synced.changes.extend(change),
-            Err(error) => synced.failures.push(error),
+            Err(error) => {
+                synced.failures.push(error);
+                synced.missing.push(hook.clone());
+            }
         }
     }
     for stale in pinned.iter().filter(|stale| !stale.wanted) {
