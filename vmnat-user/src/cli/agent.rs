@@ -18,6 +18,8 @@ pub async fn run(instance: &Instance, args: &Args) -> Result<()> {
     let Args {} = args;
     // Fails for the leader of a process group, which is in a session of its own then.
     let _ = nix::unistd::setsid();
+    // Who started `up` may have blocked signals, and a process inherits that: `down` could end the agent by force alone.
+    let _ = nix::sys::signal::SigSet::empty().thread_set_mask();
     std::env::set_current_dir("/").context("leave the directory")?;
     agent::run(instance, say_ready).await
 }
