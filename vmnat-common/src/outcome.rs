@@ -52,6 +52,7 @@ catalogue! {
         TooBig = Passed, "too_big", "Larger than the uplink carries, and not to be fragmented: the kernel answers with the right size.";
         NoFlow = Passed, "no_flow", "Arrived on the uplink for no flow and no port forward: the host's own.";
         InboundFragment = Passed, "inbound_fragment", "A fragment arrived on the uplink: the host's own.";
+        Disguised = Passed, "disguised", "An ICMP error of the host's own about a packet for a guest left with the external endpoint in its quote.";
         Clean = Passed, "clean", "Left by the uplink with a source that is no guest's.";
 
         Truncated = Dropped, "truncated", "Shorter than its own headers say.";

@@ -3,7 +3,7 @@
 //! Found by the quoted tuple, reversed. They neither refresh nor end a flow, whatever they say (RFC 4787 REQ-12, RFC 5508
 //! REQ-6). The sender outside may be any router (RFC 5508 REQ-4); inside it must be the station whose flow it is.
 
-use aya_ebpf::programs::TcContext;
+use aya_ebpf::{maps::lpm_trie::Key, programs::TcContext};
 use vmnat_common::{
     Outcome,
     endpoint::Endpoint,
@@ -13,6 +13,7 @@ use vmnat_common::{
 };
 
 use crate::{
+    maps::NETWORK,
     parse::{self, Packet, Quote},
     rewrite::{self, Change},
     route, session, settings,
@@ -67,6 +68,28 @@ pub fn outbound(ctx: &TcContext, packet: &Packet) -> Result<Outcome, Outcome> {
     verdict::leave(ctx, Mark::translated(settings::get()?));
     route::to_neighbour(session.out_if, session.next_hop);
     Ok(Outcome::ErrorOutbound)
+}
+
+/// Puts the external endpoint into the quote of an error that the host's kernel sends to the world about a packet for a guest.
+/// One that quotes a guest and no flow of it does not leave.
+#[inline(never)]
+pub fn disguise(ctx: &TcContext, packet: &Packet) -> Outcome {
+    let (Ok(outcome) | Err(outcome)) = disguised(ctx, packet);
+    outcome
+}
+
+#[inline(always)]
+fn disguised(ctx: &TcContext, packet: &Packet) -> Result<Outcome, Outcome> {
+    let mut quote = Quote::default();
+    if parse::quote(ctx, packet, &mut quote).is_err()
+        || NETWORK.get(Key::new(32, quote.destination.address)).is_none()
+    {
+        return Ok(Outcome::Clean);
+    }
+    let key = FlowKey::new(quote.protocol, Side::Guest, quote.destination, quote.source);
+    let session = session::find(&key)?.ok_or(Outcome::LeakedSource)?;
+    rewrite::quoted_destination(ctx, packet, &quote, Change::of(session))?;
+    Ok(Outcome::Disguised)
 }
 
 /// Takes an error about a packet that turned round on the host to the guest that had sent it. The quote's destination is

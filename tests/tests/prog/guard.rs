@@ -1,8 +1,12 @@
 //! What may leave by an uplink.
 
 use vmnat_common::Outcome;
+use vmnat_tests::lab::frame::{Ends, Packet};
 
-use super::rig::{DROP, EXTERNAL, PASS, Rig, UPLINK, question};
+use super::{
+    errors::{error, whole_quote},
+    rig::{DROP, EXTERNAL, GUEST1, PASS, PORT1, Rig, SERVER, UPLINK, from_guest1, from_world, question},
+};
 
 #[test]
 fn a_guests_source_does_not_leave() {
@@ -29,4 +33,29 @@ fn all_else_leaves_untouched() {
     arp[12..14].copy_from_slice(&[0x08, 0x06]);
     let ran = rig.run("guard", UPLINK, &arp);
     assert_eq!((ran.outcome, ran.code), (Outcome::NotIpv4, PASS));
+}
+
+/// The host's kernel was handed a packet for guest 1, could not deliver it, and says so to the world with the guest in its quote.
+#[test]
+fn an_error_of_the_hosts_kernel_shows_the_external_endpoint_alone() {
+    let mut rig = Rig::new();
+    rig.run("outbound_port", PORT1, &question().bytes());
+    let to_guest = Ends { destination: GUEST1, ..from_world(SERVER) };
+    let handed = Packet::udp(to_guest, 7, 5000, b"answer").bytes()[14..].to_vec();
+    let report = |quoted: &[u8]| {
+        let ends = Ends { source: EXTERNAL, ..from_guest1(SERVER) };
+        error(ends, 3, 1, quoted, quoted.len()).bytes()
+    };
+    let ran = rig.run("guard", UPLINK, &report(&handed));
+    assert_eq!((ran.code, ran.outcome), (PASS, Outcome::Disguised));
+    let inner = whole_quote(&ran);
+    assert_eq!((inner.source, inner.destination, inner.ports()), (SERVER, EXTERNAL, Some((7, 5000))));
+    // About what is no flow of a guest's there is nothing to say to the world; about the host's own there is.
+    let stray = Packet::udp(to_guest, 7, 5001, b"answer").bytes()[14..].to_vec();
+    let ran = rig.run("guard", UPLINK, &report(&stray));
+    assert_eq!((ran.code, ran.outcome), (DROP, Outcome::LeakedSource));
+    let own = Packet::udp(from_world(SERVER), 7, 5001, b"answer").bytes()[14..].to_vec();
+    let frame = report(&own);
+    let ran = rig.run("guard", UPLINK, &frame);
+    assert_eq!((ran.code, ran.outcome, ran.frame), (PASS, Outcome::Clean, frame));
 }
