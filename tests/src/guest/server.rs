@@ -10,9 +10,10 @@ const PASSWD: &str = "root:x:0:0:root:/root:/bin/sh\n\
     sshd:x:100:65534::/run/sshd:/bin/false\n\
     nobody:x:65534:65534::/:/bin/false\n";
 const GROUP: &str = "root:x:0:\nnogroup:x:65534:\ntty:x:5:\n";
-const NGINX: &str = "user nobody nogroup; worker_processes 2; error_log /dev/console warn; pid /run/nginx.pid;\n\
+const NGINX: &str = "load_module /usr/lib/nginx/modules/ngx_stream_module.so; user nobody nogroup; worker_processes 2; error_log /dev/console warn; pid /run/nginx.pid;\n\
     events { }\n\
-    http { access_log off; sendfile on; server { listen 80; root /www; } }\n";
+    http { access_log off; sendfile on; server { listen 80; root /www; } }\n\
+    stream { server { listen 7000 udp; return $remote_addr; } }\n";
 /// The defaults of OpenSSH, but for the paths and what asks for more than a key.
 const SSHD: &str = "HostKey /etc/ssh/host_key\nPidFile none\nUsePAM no\nPasswordAuthentication no\n\
     KbdInteractiveAuthentication no\nPermitRootLogin prohibit-password\n";
@@ -20,7 +21,7 @@ const SSHD: &str = "HostKey /etc/ssh/host_key\nPidFile none\nUsePAM no\nPassword
 /// Adds both servers, and what lets `login` in.
 pub(super) fn install(archive: &mut Archive, login: &Login) -> Result<()> {
     let software = Software::find()?;
-    for program in ["usr/sbin/nginx", "usr/sbin/sshd"] {
+    for program in ["usr/sbin/nginx", "usr/lib/nginx/modules/ngx_stream_module.so", "usr/sbin/sshd"] {
         software.install(archive, program)?;
     }
     // From OpenSSH 9.8 on, a session is a program of its own.

@@ -1,10 +1,10 @@
 //! A real web server and a real sshd in the guest, reached through port forwards from everywhere.
 //!
 //! Each test boots the guest under FORWARD and INPUT on drop, and sees that nobody gets through before the forwards
-//! are there: 8080 to nginx and 2222 to sshd. Then its caller downloads 4 MB from nginx, logs in with ssh, and moves
-//! 4 MB through it each way, all with their SHA-256.
+//! are there: 8080 to nginx, 5353 to nginx's UDP service, and 2222 to sshd. Then its caller downloads 4 MB from nginx, has
+//! a datagram answered, logs in with ssh, and moves 4 MB through it each way, all with their SHA-256.
 
-use std::time::Duration;
+use std::{net::UdpSocket, time::Duration};
 
 use anyhow::{Context, Result, ensure};
 use vmnat_tests::{
@@ -16,6 +16,8 @@ use crate::BOOT;
 
 const WEB: u16 = 8080;
 const SSH: u16 = 2222;
+/// nginx answers datagrams with the caller's address.
+const UDP: u16 = 5353;
 /// Long enough for an answer within the lab, short enough to wait for none.
 const CUT_OFF: Duration = Duration::from_secs(1);
 
@@ -118,12 +120,17 @@ impl Servers {
         for (port, of_guest) in [(WEB, 80), (SSH, 22)] {
             self.lab.vmnat_ok(&["dnat", "add", &format!("{port}:{}:{of_guest}/tcp", guest::ADDRESS)])?;
         }
-        Ok(())
+        self.lab.vmnat_ok(&["dnat", "add", &format!("{UDP}:{}:7000/udp", guest::ADDRESS)]).map(drop)
     }
 
     /// Uses both servers by way of `address`, and returns the caller's address as sshd saw it.
     fn used_by(&self, from: &Namespace, address: &str) -> Result<String> {
-        let used = must_serve_the_page_and_the_file(from, address).and_then(|()| self.ssh_by(from, address));
+        let used = must_serve_the_page_and_the_file(from, address).and_then(|()| {
+            let by_udp = asked(from, address, client::PATIENCE)?;
+            let by_ssh = self.ssh_by(from, address)?;
+            ensure!(by_udp == by_ssh, "{by_udp} over UDP, and {by_ssh} over TCP");
+            Ok(by_ssh)
+        });
         used.with_context(|| format!("all the guest said:\n{}", self.machine.said()))
     }
 
@@ -146,7 +153,18 @@ fn must_be_closed(from: &Namespace, address: &str) -> Result<()> {
         let tried = client::connect(from, None, &there, CUT_OFF);
         client::must_fail(&format!("{there} without a forward"), tried)?;
     }
-    Ok(())
+    client::must_fail("a datagram without a forward", asked(from, address, CUT_OFF))
+}
+
+/// Asks nginx over UDP, and returns the caller's address as it saw it.
+fn asked(from: &Namespace, address: &str, patience: Duration) -> Result<String> {
+    let socket = from.run(|| UdpSocket::bind("0.0.0.0:0"))?;
+    socket.connect((address, UDP))?;
+    socket.set_read_timeout(Some(patience))?;
+    socket.send(b"who am I")?;
+    let mut answer = [0; 64];
+    let length = socket.recv(&mut answer).context("an answer over UDP")?;
+    Ok(String::from_utf8_lossy(answer.get(..length).unwrap_or_default()).into_owned())
 }
 
 /// By way of `address`, nginx serves.

@@ -11,8 +11,8 @@ use crate::project;
 /// Tells the vm tier where the servers' `usr/sbin` and their libraries lie.
 pub const VARIABLE: &str = "VMNAT_GUEST_ROOT_DIR";
 
-const SERVERS: [&str; 2] = ["nginx", "openssh-server"];
-const PROGRAMS: [&str; 2] = ["usr/sbin/nginx", "usr/sbin/sshd"];
+const SERVERS: [&str; 3] = ["nginx", "libnginx-mod-stream", "openssh-server"];
+const PROGRAMS: [&str; 3] = ["usr/sbin/nginx", "usr/lib/nginx/modules/ngx_stream_module.so", "usr/sbin/sshd"];
 
 /// The operator's own choice, or the directory that [`ensure`] fills.
 pub fn dir() -> PathBuf {
@@ -27,7 +27,7 @@ pub fn ensure() -> Result<()> {
     }
     println!("missing: a web server and sshd for the guest (the vm tier reaches them through port forwards)");
     let libraries = packages::libraries_of(&SERVERS)
-        .with_context(|| format!("no packages {}; set {VARIABLE} to their files", SERVERS.join(" and ")))?;
+        .with_context(|| format!("no packages {}; set {VARIABLE} to their files", SERVERS.join(", ")))?;
     println!(
         "fetching {} and {} libraries into {} (not installed) ...",
         SERVERS.join(", "),
