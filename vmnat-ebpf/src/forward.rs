@@ -10,16 +10,17 @@ use aya_ebpf::{
 use vmnat_common::{
     Address, Outcome,
     bridge::BridgePort,
-    endpoint::{Endpoint, Protocol},
+    endpoint::Endpoint,
     flow::FlowKey,
     forward::{Forward, ForwardCount, ForwardFlags, STEPS, Search, Source, SourceKey, place},
+    port_range::{NO_POOL, bit_of, pool_base},
     session::{Flags, Session},
 };
 
 use crate::{
     classify::Way,
     filtering,
-    maps::{BRIDGE_PORT, FORWARD, FORWARD_ACTIVE, FORWARD_COUNT, FORWARD_SOURCE, UPLINK},
+    maps::{BRIDGE_PORT, FORWARD, FORWARD_ACTIVE, FORWARD_COUNT, FORWARD_PORT, FORWARD_SOURCE, UPLINK},
     parse::Packet,
     quota,
     route::{self, Route},
@@ -51,7 +52,9 @@ pub fn find(key: &FlowKey) -> Option<Invitation> {
 /// The port forward of an external endpoint.
 #[inline(always)]
 pub fn of(protocol: u8, external: Endpoint) -> Option<Invitation> {
-    if protocol == Protocol::Icmp.number() {
+    let base = pool_base(protocol);
+    let (word, bit) = bit_of(base, external.port.number());
+    if base == NO_POOL || *FORWARD_PORT.get(word)? & bit == 0 {
         return None;
     }
     let place = place(protocol, external);

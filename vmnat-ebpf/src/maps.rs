@@ -54,6 +54,10 @@ pub static FORWARD: Array<Forward> = Array::with_max_entries(2 * BANK, 0);
 #[map]
 pub static FORWARD_ACTIVE: Array<Active> = Array::with_max_entries(1, 0);
 
+/// One bit a port that some forward has, on whatever address: for all others nothing is searched.
+#[map]
+pub static FORWARD_PORT: Array<u64> = Array::with_max_entries(POOL_WORDS, 0);
+
 /// Sources that may use a port forward, of those that do not admit all.
 #[map]
 pub static FORWARD_SOURCE: LpmTrie<Source, u32> = LpmTrie::with_max_entries(65_536, 0);

@@ -55,6 +55,8 @@ pub mod map {
     pub const FORWARD: &str = "FORWARD";
     /// Which of the port forwards are in use.
     pub const FORWARD_ACTIVE: &str = "FORWARD_ACTIVE";
+    /// Ports that some port forward has.
+    pub const FORWARD_PORT: &str = "FORWARD_PORT";
     /// Sources that may use a port forward.
     pub const FORWARD_SOURCE: &str = "FORWARD_SOURCE";
     /// What went through port forwards.
@@ -77,7 +79,7 @@ pub mod map {
     pub const OUTCOMES: &str = "OUTCOMES";
 
     /// All of them.
-    pub const ALL: [&str; 17] = [
+    pub const ALL: [&str; 18] = [
         FLOW,
         MAPPING,
         NETWORK,
@@ -85,6 +87,7 @@ pub mod map {
         UPLINK,
         FORWARD,
         FORWARD_ACTIVE,
+        FORWARD_PORT,
         FORWARD_SOURCE,
         FORWARD_COUNT,
         HOST_PEER,

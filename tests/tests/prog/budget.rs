@@ -19,7 +19,7 @@ use super::rig;
 const VERIFIED: [(&str, u32); 8] = [
     ("outbound_port", 95_000),
     ("outbound_bridge", 95_000),
-    ("inbound", 24_000),
+    ("inbound", 34_000),
     ("guard", 4_600),
     ("room_inward", 15_000),
     ("room_outward", 60_000),
