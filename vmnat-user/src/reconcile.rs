@@ -124,10 +124,10 @@ pub async fn attach(
         sysctls::turn_on(state, done);
     }
     done.failures.extend(synced.failures);
-    if let Some(room) =
-        plan.room.as_ref().filter(|room| room.hooks().iter().all(|hook| !synced.missing.contains(hook)))
-    {
-        room::open(tables, room)?;
+    let stands = |room: &&room::Ends| room.hooks().iter().all(|hook| !synced.missing.contains(hook));
+    match plan.room.as_ref().filter(stands) {
+        Some(room) => room::open(tables, room)?,
+        None => room::close(tables)?,
     }
     state.warnings.clone_from(&plan.warnings);
     match link::sync_host(instance, !plan.forward.is_empty()) {

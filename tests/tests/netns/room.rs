@@ -341,11 +341,15 @@ fn what_comes_by_the_third_door_is_prohibited(hook: Hook) -> Result<()> {
     lab.assert_sound_but_for_invalid_packets()
 }
 
-/// With a firewall that drops what is forwarded: 1. not a frame comes out of the room by itself; 2. no address, no IPv6 and no
+/// With IPv6 on, and a firewall that drops what is forwarded: 1. not a frame comes out of the room by itself; 2. no address, no IPv6 and no
 ///    ARP on the host's ends, and no port of a bridge; 3. what goes through meets no rule and leaves no connection behind.
 fn the_host_sees_nothing_of_the_room(hook: Hook) -> Result<()> {
     let mut lab = Lab::new()?;
     lab.host.nft(NFT_DROPS)?;
+    // Without IPv6 in the kernel there is nothing to turn on.
+    for scope in ["all", "default"] {
+        lab.host.set_sysctl(&format!("net/ipv6/conf/{scope}/disable_ipv6"), "0").ok();
+    }
     lab.up(hook)?;
     let quiet = taps(&lab)?;
     client::converse(lab.guest(1)?, SERVER_ECHO)?;
