@@ -9,6 +9,7 @@ pub mod frame;
 pub mod iperf;
 mod machine;
 pub mod namespace;
+pub mod offload;
 pub mod service;
 pub mod snapshot;
 pub mod vmnat;

@@ -51,6 +51,11 @@ impl Scene {
 
     /// A lab that differs from the plain one, or further arguments of `vmnat up`.
     pub fn with(setup: Setup, arguments: &[&str]) -> Result<Self> {
+        Self::on(Hook::Tcx, setup, arguments)
+    }
+
+    /// The same on a hook of the test's choice.
+    pub fn on(hook: Hook, setup: Setup, arguments: &[&str]) -> Result<Self> {
         let lab = Lab::with(setup)?;
         lab.router.ip("route add blackhole 192.0.2.0/24\n")?;
         let mut guests = Vec::new();
@@ -60,7 +65,7 @@ impl Scene {
         }
         let router = Tap::open(&lab.router, "wan0")?;
         ensure!(octets(EXTERNAL)? == OUTSIDE, "the lab's external address is another");
-        lab.up_with(Hook::Tcx, arguments)?;
+        lab.up_with(hook, arguments)?;
         Ok(Self { lab, guests, router })
     }
 
