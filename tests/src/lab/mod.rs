@@ -12,6 +12,7 @@ pub mod namespace;
 pub mod offload;
 pub mod service;
 pub mod snapshot;
+pub mod stun;
 pub mod vmnat;
 pub mod watch;
 

@@ -8,6 +8,7 @@ mod ip;
 mod offload;
 mod ports;
 mod scene;
+mod stun;
 mod tcp;
 mod tcp_sequences;
 mod timers;
