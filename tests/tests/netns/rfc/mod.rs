@@ -1,6 +1,7 @@
 //! What the RFCs ask of a NAT: a scenario for each requirement that docs/rfc-compliance.md says is met.
 
 mod churn;
+mod compliance;
 mod forged;
 mod host;
 mod icmp;
