@@ -9,9 +9,9 @@ use anyhow::{Context, Result, ensure};
 
 use super::{frame::Packet, namespace::Namespace};
 
-/// `PACKET_VNET_HDR` of linux/if_packet.h.
+/// `PACKET_VNET_HDR` of `linux/if_packet.h`.
 const VNET_HEADER: libc::c_int = 15;
-/// Of linux/virtio_net.h.
+/// Of `linux/virtio_net.h`.
 const NEEDS_CHECKSUM: u8 = 1;
 const GSO_TCP: u8 = 1;
 const GSO_UDP: u8 = 5;

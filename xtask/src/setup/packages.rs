@@ -86,7 +86,7 @@ pub fn is_available(name: &str) -> Result<bool> {
 }
 
 /// Downloads packages, by their exact names, and unpacks their files into a directory; installs nothing.
-fn unpack(names: &[impl AsRef<OsStr>], into: &Path) -> Result<()> {
+pub fn unpack(names: &[impl AsRef<OsStr>], into: &Path) -> Result<()> {
     update()?;
     fs::create_dir_all(into).with_context(|| format!("cannot create {}", into.display()))?;
     // The download as `_apt`, apt's default, may not enter directories below a home.

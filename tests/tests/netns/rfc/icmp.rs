@@ -11,7 +11,7 @@ use vmnat_tests::lab::{
 };
 
 use super::{
-    scene::{OUTSIDE, PATH, S1, S2, Scene, error, from_guest, from_remote, sound},
+    scene::{OUTSIDE, PATH, S1, S2, Scene, error, from_guest, from_remote, reply, sound},
     tcp::{ACK, Line, PSH, SYN},
 };
 
@@ -24,12 +24,6 @@ fn quote(packet: &Ipv4) -> Result<&[u8]> {
     let header = usize::from(quote[0] & 0xf) * 4;
     ensure!(checksum(&[&quote[..header]]) == 0, "the quoted header's checksum is wrong: {quote:02x?}");
     Ok(quote)
-}
-
-fn reply(from: Address, identifier: u16, sequence: u16, payload: &[u8]) -> Packet {
-    let mut packet = Packet::echo(from_remote(from), identifier, sequence, payload);
-    packet.body[0] = 0;
-    packet
 }
 
 /// Both guests ping both remotes with identifier 1, as Windows does: each has one external identifier whatever the remote, no two

@@ -8,22 +8,21 @@ use vmnat_tests::lab::{
     vmnat::Hook,
 };
 
-use super::scene::{A_WHILE, OUTSIDE, S1, Scene, from_guest, from_remote, sound, with_header};
+use super::scene::{A_WHILE, OUTSIDE, S1, Scene, from_guest, from_remote, reply, sound, with_header};
 
 const MARK: &[u8] = b"marked by the test";
 
 /// The packets of one conversation each by UDP, TCP and echo, with a payload: the guest's, and the remote's.
 fn pairs(payload: &[u8]) -> [(Packet, Packet); 3] {
-    let mut segments =
-        [Packet::tcp(from_guest(1, S1), 5000, 80, 1, 0x18), Packet::tcp(from_remote(S1), 80, 5000, 1, 0x18)];
-    segments.iter_mut().for_each(|segment| segment.body.extend(payload));
-    let [out, back] = segments;
-    let mut reply = Packet::echo(from_remote(S1), 5000, 1, payload);
-    reply.body[0] = 0;
+    let segment = |ends, source_port, destination_port| {
+        let mut segment = Packet::tcp(ends, source_port, destination_port, 1, 0x18);
+        segment.body.extend(payload);
+        segment
+    };
     [
         (Packet::udp(from_guest(1, S1), 5000, 7, payload), Packet::udp(from_remote(S1), 7, 5000, payload)),
-        (out, back),
-        (Packet::echo(from_guest(1, S1), 5000, 1, payload), reply),
+        (segment(from_guest(1, S1), 5000, 80), segment(from_remote(S1), 80, 5000)),
+        (Packet::echo(from_guest(1, S1), 5000, 1, payload), reply(S1, 5000, 1, payload)),
     ]
 }
 

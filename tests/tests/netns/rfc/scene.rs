@@ -190,6 +190,13 @@ pub fn with_header(mut frame: Vec<u8>, change: impl FnOnce(&mut Vec<u8>)) -> Vec
     [frame, header, body].concat()
 }
 
+/// A remote's echo reply.
+pub fn reply(from: Address, identifier: u16, sequence: u16, payload: &[u8]) -> Packet {
+    let mut packet = Packet::echo(from_remote(from), identifier, sequence, payload);
+    packet.body[0] = 0;
+    packet
+}
+
 /// An ICMP error that quotes the first `length` bytes of a packet.
 pub fn error(ends: Ends, kind: u8, code: u8, quoted: &[u8], length: usize) -> Packet {
     let quoted = &quoted[..length.min(quoted.len())];

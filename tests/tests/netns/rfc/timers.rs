@@ -11,7 +11,7 @@ use anyhow::{Context, Result, ensure};
 use vmnat_tests::lab::{Setup, frame::Packet};
 
 use super::{
-    scene::{PATH, S1, S2, Scene, error, from_guest, from_remote, sound},
+    scene::{PATH, S1, S2, Scene, error, from_guest, from_remote, reply, sound},
     tcp::{ACK, Line, RST, SYN},
 };
 
@@ -60,9 +60,7 @@ fn only_the_guest_refreshes_and_nothing_ends_early() -> Result<()> {
     scene.arrives(1, &into(opened[1].0, b"7 s")).context("a mapping that its guest refreshed")?;
     let silent = [0, 2, 3].map(|place: usize| into(opened[place].0, b"7 s").bytes());
     scene.none_arrives("7 s after the guest's only datagram", &silent)?;
-    let mut pong = Packet::echo(from_remote(S1), 77, 1, b"");
-    pong.body[0] = 0;
-    scene.none_arrives("7 s after the guest's only query", &[pong.bytes()])?;
+    scene.none_arrives("7 s after the guest's only query", &[reply(S1, 77, 1, b"").bytes()])?;
     scene.lab.assert_invariants()
 }
 
@@ -87,9 +85,7 @@ fn a_query_lives_for_its_timeout_whatever_errors_say() -> Result<()> {
         scene.arrives(1, &error(from_remote(PATH), kind, code, &left[14..], 28))?;
     }
     thread::sleep(Duration::from_millis(2500));
-    let mut pong = Packet::echo(from_remote(S1), 77, 1, b"ping");
-    pong.body[0] = 0;
-    scene.arrives(1, &pong).context("the reply after 2.5 s and three errors")?;
+    scene.arrives(1, &reply(S1, 77, 1, b"ping")).context("the reply after 2.5 s and three errors")?;
     scene.lab.assert_invariants()
 }
 
@@ -101,7 +97,7 @@ fn stages_of_tcp_have_timers_of_their_own() -> Result<()> {
     let mut scene = Scene::with(Setup::default(), SHORT)?;
     let mut half_open = Line::new(&scene, 1, 6001, S1, 80);
     half_open.out(SYN, &[])?;
-    let established = Line::established(&scene, 1, 6002, S1, 80)?;
+    Line::established(&scene, 1, 6002, S1, 80)?;
     let mut reset = Line::established(&scene, 1, 6003, S1, 80)?;
     reset.inward(RST | ACK, &[])?;
     thread::sleep(Duration::from_secs(2));
@@ -113,6 +109,5 @@ fn stages_of_tcp_have_timers_of_their_own() -> Result<()> {
     ensure!(stages()?.len() == 3, "three conversations: {:?}", stages()?);
     thread::sleep(Duration::from_secs(6));
     ensure!(stages()? == ["established"], "after 6 s of silence: {:?}", stages()?);
-    drop(established);
     scene.lab.assert_invariants()
 }
