@@ -9,6 +9,7 @@
 mod churn;
 mod compliance;
 mod forged;
+mod fragments;
 mod host;
 mod icmp;
 mod ip;
