@@ -206,13 +206,14 @@ fn unknown_protocols_never_leave_untranslated() -> Result<()> {
     scene.lab.assert_sound_but_for_invalid_packets()
 }
 
-/// Broadcasts, the uplink's among them, and multicasts stay where they are, whatever station they are addressed to.
+/// Broadcasts, the uplink's among them, multicasts and what no public router forwards stay where they are, whatever station they are
+/// addressed to, and whoever the guest says that it is.
 #[test]
 fn broadcast_and_multicast_are_not_forwarded() -> Result<()> {
     let mut lab = Lab::with(Setup { ip_forward: true, ..Setup::default() })?;
     lab.up(Hook::Tcx)?;
     let (guest, router) = (Tap::open(lab.guest(1)?, "eth0")?, Tap::open(&lab.router, "wan0")?);
-    let everybody: [Address; 7] = [
+    let everybody: [Address; 8] = [
         [255, 255, 255, 255],
         [192, 168, 122, 255],
         [192, 168, 122, 0],
@@ -220,6 +221,7 @@ fn broadcast_and_multicast_are_not_forwarded() -> Result<()> {
         [224, 0, 0, 251],
         [239, 255, 255, 250],
         [240, 0, 0, 1],
+        [0, 0, 2, 10],
     ];
     for to in everybody {
         for to_mac in [None, Some([0xff; 6]), Some([0x01, 0, 0x5e, to[1] & 0x7f, to[2], to[3]])] {
@@ -227,6 +229,7 @@ fn broadcast_and_multicast_are_not_forwarded() -> Result<()> {
             ends.to_mac = to_mac.unwrap_or(ends.to_mac);
             for packet in [Packet::udp(ends, 5000, 1900, MARK), Packet::echo(ends, 1, 1, MARK)] {
                 guest.send(&packet.bytes())?;
+                guest.send(&Packet { source: [8, 8, 8, 8], ..packet }.bytes())?;
             }
         }
     }
