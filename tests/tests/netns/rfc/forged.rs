@@ -10,11 +10,6 @@ use vmnat_tests::lab::{
 
 use super::scene::{A_WHILE, OUTSIDE, S1, Scene, error, from_guest, from_remote, with_header};
 
-/// What vmnat leaves to the host is damaged too, and would count against the host that it arrived so.
-const SPARED: &str = "table ip spared {
-  chain in { type filter hook prerouting priority -500; iifname enp3s0 ip saddr 192.0.2.0/24 drop; }
-}";
-
 /// A name and a frame that is not what it says.
 type Malformed = (String, Vec<u8>);
 
@@ -109,7 +104,7 @@ fn malformed(ends: Ends, ports: (u16, u16), quoted: &[u8]) -> Vec<Malformed> {
 #[test]
 fn malformed_frames_do_no_harm() -> Result<()> {
     let mut scene = Scene::with(Setup { ip_forward: true, ..Setup::default() }, &[])?;
-    scene.lab.host.nft(SPARED)?;
+    scene.spare_the_host()?;
     let external = scene.open(1, 5000, S1, 7)?;
     let mut conversation = Conversation::open(scene.lab.guest(1)?, SERVER_ECHO)?;
     let asker = Asker::new(scene.lab.guest(1)?, 31_900)?;

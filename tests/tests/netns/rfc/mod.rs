@@ -10,6 +10,7 @@ mod churn;
 mod compliance;
 mod forged;
 mod fragments;
+mod fuzz;
 mod host;
 mod icmp;
 mod ip;
