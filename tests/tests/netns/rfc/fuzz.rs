@@ -15,7 +15,7 @@ use super::scene::{A_WHILE, OUTSIDE, PATH, S1, Scene, error, from_guest, from_re
 
 const SEED: u64 = 0x9e37_79b9_7f4a_7c15;
 /// Frames of each side.
-const FRAMES: u64 = 20_000;
+const FRAMES: u64 = 100_000;
 /// Sent between two looks at what came of them.
 const BATCH: u64 = 200;
 
@@ -141,7 +141,7 @@ fn look(at: &Tap, from_mac: [u8; 6], right: bool) -> Result<()> {
     Ok(())
 }
 
-/// 20,000 frames of each side, half of them with checksums made right, while conversations of the other guest live: nothing leaves with
+/// 100,000 frames of each side, half of them with checksums made right, while conversations of the other guest live: nothing leaves with
 /// a foreign source, nothing right comes out wrong, and the live ones go on with their ports.
 #[test]
 fn mutated_frames_do_no_harm() -> Result<()> {

@@ -8,7 +8,10 @@ use std::{
 };
 
 use anyhow::{Context, Result, ensure};
-use vmnat_tests::lab::{Setup, frame::Packet};
+use vmnat_tests::lab::{
+    Setup,
+    frame::{Ends, Packet},
+};
 
 use super::{
     scene::{PATH, S1, S2, Scene, error, from_guest, from_remote, reply, sound},
@@ -31,7 +34,7 @@ const SHORT: &[&str] = &[
 const STEP: Duration = Duration::from_millis(500);
 
 /// Mappings from one packet each at second 0; then, every half second: the first is left alone, the second's guest sends, to the
-/// third a stranger sends, about the fourth the path reports errors. One more, and a query's, are left alone too.
+/// third a stranger sends, about the fourth the path reports errors, and so does its guest. One more, and a query's, are left alone too.
 ///
 /// At 2.5 of 3 s one of a single packet still lets its remote in. At 7 s the one whose guest has sent does, and no other.
 #[test]
@@ -60,6 +63,10 @@ fn only_the_guest_refreshes_and_nothing_ends_early() -> Result<()> {
     scene.arrives(1, &into(opened[1].0, b"7 s")).context("a mapping that its guest refreshed")?;
     let silent = [0, 2, 3].map(|place: usize| into(opened[place].0, b"7 s").bytes());
     scene.none_arrives("7 s after the guest's only datagram", &silent)?;
+    for (counter, least) in [("error_inbound", 4), ("error_outbound", 4)] {
+        let counted = scene.lab.counter(counter)?;
+        ensure!(counted >= least, "{counter} has counted {counted}: the errors were not about the mapping");
+    }
     scene.none_arrives("7 s after the guest's only query", &[reply(S1, 77, 1, b"").bytes()])?;
     scene.lab.assert_invariants()
 }
@@ -71,6 +78,9 @@ fn disturb(scene: &Scene, opened: &[(u16, Vec<u8>)]) -> Result<()> {
         scene.router.send(&Packet::udp(from_remote(remote), port, opened[2].0, b"is filtered").bytes())?;
     }
     scene.router.send(&error(from_remote(PATH), 3, 1, &opened[3].1[14..], 28).bytes())?;
+    let ends = Ends { destination: from_guest(1, S1).source, ..from_remote(S1) };
+    let unwanted = Packet::udp(ends, 7, 5004, b"unwanted").bytes();
+    scene.guests[0].send(&error(from_guest(1, S1), 3, 3, &unwanted[14..], 28).bytes())?;
     thread::sleep(STEP);
     Ok(())
 }
