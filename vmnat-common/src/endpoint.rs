@@ -43,12 +43,18 @@ impl Address {
         self.to_wire() == 0
     }
 
-    /// True where no router forwards: 0/8, 127/8, 224/4 and 240/4 (with the limited broadcast).
+    /// True where no kernel forwards: 0.0.0.0, 127/8, 224/4 and the limited broadcast.
     /// Source: RFC 1812 section 5.3.7, RFC 6890.
     #[must_use]
     pub const fn is_never_forwarded(self) -> bool {
         let first = self.0[0];
-        first == 0 || first == 127 || first >= 224
+        self.is_unspecified() || first == 127 || (first >= 224 && first < 240) || self.to_wire() == u32::MAX
+    }
+
+    /// True for 0/8 and 240/4, which no public router forwards (RFC 6890) and Linux does where a route leads there.
+    #[must_use]
+    pub const fn is_reserved(self) -> bool {
+        self.0[0] == 0 || self.0[0] >= 240
     }
 
     /// True for 169.254/16, which stays on its link (RFC 3927 section 2.7).
@@ -291,11 +297,16 @@ mod tests {
 
     #[test]
     fn addresses_that_no_router_forwards_are_known() {
-        for octets in [[0, 0, 0, 0], [127, 0, 0, 1], [224, 0, 0, 251], [240, 1, 1, 1], [255, 255, 255, 255]] {
+        for octets in [[0, 0, 0, 0], [127, 0, 0, 1], [224, 0, 0, 251], [239, 1, 1, 1], [255, 255, 255, 255]] {
             assert!(Address::new(octets).is_never_forwarded(), "{octets:?}");
         }
+        for octets in [[0, 0, 2, 10], [240, 0, 0, 1], [255, 255, 255, 254]] {
+            let address = Address::new(octets);
+            assert!(address.is_reserved() && !address.is_never_forwarded(), "{octets:?}");
+        }
         for octets in [[1, 1, 1, 1], [10, 0, 0, 1], [192, 168, 122, 1], [223, 255, 255, 255]] {
-            assert!(!Address::new(octets).is_never_forwarded(), "{octets:?}");
+            let address = Address::new(octets);
+            assert!(!address.is_reserved() && !address.is_never_forwarded(), "{octets:?}");
         }
     }
 

@@ -41,7 +41,7 @@ pub fn way_out(ctx: &TcContext, packet: &Packet, port: &BridgePort, way: &mut Wa
     let Some(uplink) = (unsafe { UPLINK.get(route.out_if) }) else {
         return Err(other_exit(destination, port));
     };
-    if destination.is_link_local() {
+    if destination.is_link_local() || destination.is_reserved() {
         return Err(Outcome::InvalidDestination);
     }
     check_sender(packet, port)?;

@@ -8,6 +8,7 @@ pub mod guest_root;
 mod kernel;
 mod linker;
 mod packages;
+pub mod stun;
 mod toolchain;
 
 use anyhow::{Result, ensure};
@@ -51,6 +52,7 @@ pub fn ensure(scope: Scope) -> Result<()> {
         kernel::ensure_lab()?;
         guest_kernel::ensure()?;
         guest_root::ensure()?;
+        stun::ensure()?;
     }
     Ok(())
 }

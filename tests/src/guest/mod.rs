@@ -3,7 +3,7 @@
 mod init;
 mod login;
 mod server;
-mod software;
+pub mod software;
 
 use std::{
     fs,

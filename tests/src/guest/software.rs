@@ -1,4 +1,5 @@
-//! Real servers for the guest: programs of an unpacked Debian, with the libraries of that Debian and not this machine's.
+//! Programs of an unpacked Debian, with the libraries of that Debian and not this machine's: the guest's servers, and what the
+//! lab runs without installing it.
 
 use std::{
     env,
@@ -35,11 +36,30 @@ impl Software {
                 "no web server and sshd for the guest: {VARIABLE} is unset; `./dev test vm` fetches them and sets it"
             );
         };
-        let loader = FOLDERS.iter().map(|folder| root.join(folder).join(LOADER)).find(|path| path.is_file());
-        let loader = loader.with_context(|| {
-            format!("no web server and sshd for the guest in {}: `./dev setup` fetches them", root.display())
-        })?;
-        Ok(Self { root, loader })
+        let place = root.display().to_string();
+        Self::below(root).with_context(|| {
+            format!("no web server and sshd for the guest in {place}: `./dev setup` fetches them")
+        })
+    }
+
+    /// The packages below `root`; none when they are not there.
+    #[must_use]
+    pub fn below(root: PathBuf) -> Option<Self> {
+        let mut loaders = FOLDERS.iter().map(|folder| root.join(folder).join(LOADER));
+        let loader = loaders.find(|path| path.is_file())?;
+        Some(Self { root, loader })
+    }
+
+    /// The words that start a program of the packages on this machine.
+    #[must_use]
+    pub fn start(&self, program: &str) -> Vec<String> {
+        let path = |path: &Path| path.display().to_string();
+        let (loader, program) = (path(&self.loader), path(&self.root.join(program)));
+        [&loader, "--inhibit-cache", "--library-path", &self.folders(), &program].map(str::to_owned).to_vec()
+    }
+
+    fn folders(&self) -> String {
+        FOLDERS.map(|folder| self.root.join(folder).display().to_string()).join(":")
     }
 
     /// Adds a program to an archive, with its libraries, at the place where it lies in the packages.
@@ -77,9 +97,8 @@ impl Software {
 
     /// The libraries of a program, found by the packages' own loader: this machine's may be older than they are.
     fn libraries_of(&self, program: &Path) -> Result<Vec<PathBuf>> {
-        let folders = FOLDERS.map(|folder| self.root.join(folder).display().to_string()).join(":");
         let mut list = Command::new(&self.loader);
-        list.args(["--inhibit-cache", "--library-path", &folders, "--list"]).arg(program);
+        list.args(["--inhibit-cache", "--library-path", &self.folders(), "--list"]).arg(program);
         let output = list.output().with_context(|| format!("cannot start {}", self.loader.display()))?;
         ensure!(
             output.status.success(),

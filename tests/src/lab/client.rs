@@ -166,6 +166,13 @@ impl Asker {
         self.socket.send_to(payload, to).with_context(|| format!("sending to {to}")).map(drop)
     }
 
+    /// True when any datagram comes within `patience`.
+    #[must_use]
+    pub fn hears(&self, patience: Duration) -> bool {
+        let waits = self.socket.set_read_timeout(Some(patience));
+        waits.is_ok() && self.socket.recv(&mut [0; 1 << 11]).is_ok()
+    }
+
     /// Sends one datagram of `size` bytes and returns the source that the server saw.
     ///
     /// # Errors

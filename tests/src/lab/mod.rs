@@ -9,8 +9,10 @@ pub mod frame;
 pub mod iperf;
 mod machine;
 pub mod namespace;
+pub mod offload;
 pub mod service;
 pub mod snapshot;
+pub mod stun;
 pub mod vmnat;
 pub mod watch;
 

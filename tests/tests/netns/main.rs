@@ -24,6 +24,7 @@ mod lab_itself;
 mod life;
 mod neighbours;
 mod path;
+mod rfc;
 mod room;
 mod sources;
 mod takeover;

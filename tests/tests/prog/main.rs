@@ -22,6 +22,7 @@ mod hairpin;
 mod inbound;
 mod mss;
 mod outbound;
+mod ports;
 mod protocols;
 mod quotas;
 mod reaper;

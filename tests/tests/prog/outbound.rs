@@ -326,11 +326,16 @@ fn where_no_route_leads_the_kernel_answers() {
 #[test]
 fn what_no_router_forwards_is_not_forwarded() {
     let mut rig = Rig::new();
-    for to in [[255, 255, 255, 255], [224, 0, 0, 251], [127, 0, 0, 1], [0, 0, 0, 0], [240, 0, 0, 1]] {
+    for to in [[255, 255, 255, 255], [224, 0, 0, 251], [127, 0, 0, 1], [0, 0, 0, 0], [239, 1, 1, 1]] {
         ends_as(&mut rig, &Packet::udp(from_guest1(to), 5000, 53, b"").bytes(), Outcome::NotUnicast, PASS);
     }
-    let link_local = Packet::udp(from_guest1([169, 254, 1, 1]), 5000, 53, b"").bytes();
-    ends_as(&mut rig, &link_local, Outcome::InvalidDestination, DROP);
+    for to in [[169, 254, 1, 1], [0, 0, 2, 10], [240, 0, 0, 1]] {
+        let mut packet = Packet::udp(from_guest1(to), 5000, 53, b"");
+        ends_as(&mut rig, &packet.bytes(), Outcome::InvalidDestination, DROP);
+        // The kernel forwards the last two, and the guard knows guests' sources alone.
+        packet.source = [8, 8, 8, 8];
+        ends_as(&mut rig, &packet.bytes(), Outcome::InvalidDestination, DROP);
+    }
 }
 
 #[test]

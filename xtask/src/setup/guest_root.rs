@@ -26,15 +26,6 @@ pub fn ensure() -> Result<()> {
         return Ok(());
     }
     println!("missing: a web server and sshd for the guest (the vm tier reaches them through port forwards)");
-    let libraries = packages::libraries_of(&SERVERS)
-        .with_context(|| format!("no packages {}; set {VARIABLE} to their files", SERVERS.join(", ")))?;
-    println!(
-        "fetching {} and {} libraries into {} (not installed) ...",
-        SERVERS.join(", "),
-        libraries.len(),
-        dir.display()
-    );
-    packages::unpack(&libraries, &dir)?;
-    // Last, so that their presence says that all is there.
-    packages::unpack(&SERVERS, &dir)
+    packages::unpack_with_libraries(&SERVERS, &dir)
+        .with_context(|| format!("no packages {}; set {VARIABLE} to their files", SERVERS.join(", ")))
 }

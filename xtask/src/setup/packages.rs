@@ -99,6 +99,20 @@ pub fn unpack(names: &[impl AsRef<OsStr>], into: &Path) -> Result<()> {
     Ok(())
 }
 
+/// Unpacks packages and the libraries that they need into a directory, the packages last: their presence says that all
+/// is there.
+pub fn unpack_with_libraries(names: &[&str], into: &Path) -> Result<()> {
+    let libraries = libraries_of(names)?;
+    println!(
+        "fetching {} and {} libraries into {} (not installed) ...",
+        names.join(", "),
+        libraries.len(),
+        into.display()
+    );
+    unpack(&libraries, into)?;
+    unpack(names, into)
+}
+
 fn debs(dir: &Path) -> Result<Vec<PathBuf>> {
     let paths = fs::read_dir(dir)?.map(|entry| entry.map(|entry| entry.path()));
     let paths = paths.collect::<Result<Vec<_>, _>>()?;
@@ -109,7 +123,7 @@ fn debs(dir: &Path) -> Result<Vec<PathBuf>> {
 }
 
 /// The libraries that packages need on a machine where nothing is installed yet.
-pub fn libraries_of(names: &[&str]) -> Result<Vec<String>> {
+fn libraries_of(names: &[&str]) -> Result<Vec<String>> {
     update()?;
     // Without the list of what is installed, apt plans for an empty machine.
     let options =
