@@ -47,6 +47,13 @@ pub fn port_of(ctx: &TcContext) -> Result<&'static BridgePort, Outcome> {
     unsafe { BRIDGE_PORT.get(parse::interface(ctx)) }.ok_or(Outcome::Unmanaged)
 }
 
+/// The largest IP packet of a bridge; what was known where the bridge has gone.
+#[inline(always)]
+pub fn mtu(bridge: u32, known: u16) -> u16 {
+    // SAFETY: as in `port_of`.
+    unsafe { BRIDGE_PORT.get(bridge) }.map_or(known, |bridge| bridge.mtu)
+}
+
 /// Notes behind which port a station is.
 #[inline(always)]
 pub fn learn(bridge: u32, mac: Mac, port: u32) {

@@ -183,12 +183,13 @@ pub fn renew(
     Ok(true)
 }
 
-/// Points an inbound session at where the guest's lease says that it lives.
+/// Points an inbound session at where the guest's lease says that it lives, and holds it to the size of that network.
 #[inline(always)]
 pub fn follow_lease(session: &mut Session, epoch: u16) {
     session.epoch = epoch;
     let Some(lease) = lease::of(session.address) else { return };
     session.destination_mac = lease.mac;
+    session.mtu = bridge::mtu(lease.bridge, session.mtu);
     if bridge::is_direct(lease.port) {
         session.out_if = lease.port;
         session.flags &= !Flags::VIA_NEIGHBOUR;

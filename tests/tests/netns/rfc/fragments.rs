@@ -71,7 +71,7 @@ impl Assembly {
 }
 
 /// The next datagram from `source` to `destination` that comes whole or in parts, and in how many.
-fn next_datagram(tap: &Tap, source: Address, destination: Address) -> Result<(Ipv4, usize)> {
+pub fn next_datagram(tap: &Tap, source: Address, destination: Address) -> Result<(Ipv4, usize)> {
     next_datagrams(tap, source, destination, 1)?.pop().context("one was asked for")
 }
 
@@ -169,6 +169,11 @@ fn in_orders(orders: Orders) -> Result<()> {
 #[test]
 fn fragments_in_order_are_translated_both_ways() -> Result<()> {
     in_orders(&[[0, 1, 2]])
+}
+
+#[test]
+fn fragments_out_of_order_are_translated_both_ways() -> Result<()> {
+    in_orders(&[[2, 1, 0], [1, 0, 2], [0, 2, 1], [1, 2, 0], [2, 0, 1]])
 }
 
 /// With real stacks: datagrams of up to 20,000 bytes there and back, which both ends send in fragments.

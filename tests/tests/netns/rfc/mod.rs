@@ -16,6 +16,7 @@ mod icmp;
 mod ip;
 mod offload;
 mod ports;
+mod room;
 mod scene;
 mod stun;
 mod tcp;
