@@ -46,6 +46,7 @@ catalogue! {
         NotUnicast = Passed, "not_unicast", "Broadcast or multicast, which no router forwards.";
         ToHost = Passed, "to_host", "Addressed to the host itself, or to where it has no route: the kernel tells them apart.";
         OtherRoute = Passed, "other_route", "The host's routes lead it out by no managed uplink: the kernel and its firewall decide.";
+        Untranslated = Passed, "untranslated", "To or from where guests go without translation, as the operator wants it: the kernel and its firewall decide.";
         NoRoute = Passed, "no_route", "The host has no route to the destination: the kernel answers the guest.";
         ForwardingDisabled = Passed, "forwarding_disabled", "Forwarding is off on the bridge, so the kernel would not route it either.";
         TtlExpired = Passed, "ttl_expired", "The guest's packet may go no further: the kernel answers with time exceeded.";

@@ -7,7 +7,7 @@ use vmnat_common::{
 };
 
 use crate::{
-    maps::{NETWORK, UPLINK},
+    maps::{NETWORK, UNTRANSLATED, UPLINK},
     parse::Packet,
     route::{self, Route},
 };
@@ -44,6 +44,9 @@ pub fn way_out(ctx: &TcContext, packet: &Packet, port: &BridgePort, way: &mut Wa
     if destination.is_link_local() || destination.is_reserved() {
         return Err(Outcome::InvalidDestination);
     }
+    if is_untranslated(destination) {
+        return Err(Outcome::Untranslated);
+    }
     check_sender(packet, port)?;
     *way = Way {
         out_if: route.out_if,
@@ -53,6 +56,12 @@ pub fn way_out(ctx: &TcContext, packet: &Packet, port: &BridgePort, way: &mut Wa
         flags: 0,
     };
     Ok(())
+}
+
+/// True for an address that guests reach without translation (RFC 6888 REQ-6).
+#[inline(always)]
+pub fn is_untranslated(remote: Address) -> bool {
+    UNTRANSLATED.get(Key::new(32, remote)).is_some()
 }
 
 /// Whether the source address is a guest's of the port's bridge.
@@ -81,7 +90,7 @@ fn other_exit(destination: Address, port: &BridgePort) -> Outcome {
 #[inline(always)]
 pub fn uninvited(source: Address, destination: Address) -> Outcome {
     if NETWORK.get(Key::new(32, destination)).is_some() {
-        Outcome::PrivateDestination
+        if is_untranslated(source) { Outcome::Untranslated } else { Outcome::PrivateDestination }
     } else if NETWORK.get(Key::new(32, source)).is_some() {
         Outcome::PrivateSource
     } else {

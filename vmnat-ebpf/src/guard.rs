@@ -12,7 +12,7 @@ use aya_ebpf::{maps::lpm_trie::Key, programs::TcContext};
 use vmnat_common::{Outcome, endpoint::Protocol, flow::Side, wire::ethernet};
 
 use crate::{
-    icmp,
+    classify, icmp,
     maps::NETWORK,
     parse::{self, Packet},
     session, settings,
@@ -30,7 +30,8 @@ pub fn at_uplink(ctx: &TcContext) -> Result<Outcome, Outcome> {
     }
     let (source, protocol) = parse::source(ctx).ok_or(Outcome::Truncated)?;
     if NETWORK.get(Key::new(32, source)).is_some() {
-        return Err(Outcome::LeakedSource);
+        let is_meant = parse::destination(ctx).is_some_and(classify::is_untranslated);
+        return Err(if is_meant { Outcome::Untranslated } else { Outcome::LeakedSource });
     }
     if protocol != Protocol::Tcp.number() && protocol != Protocol::Udp.number() {
         return Ok(look_closer(ctx));

@@ -38,6 +38,10 @@ pub static MAPPING: HashMap<MappingKey, Mapping> = HashMap::with_max_entries(2 *
 #[map]
 pub static NETWORK: LpmTrie<Address, Network> = LpmTrie::with_max_entries(256, 0);
 
+/// Destinations that guests reach without translation.
+#[map]
+pub static UNTRANSLATED: LpmTrie<Address, u32> = LpmTrie::with_max_entries(1_024, 0);
+
 /// Bridge ports and bridges, by interface index.
 #[map]
 pub static BRIDGE_PORT: HashMap<u32, BridgePort> = HashMap::with_max_entries(4_096, 0);

@@ -11,7 +11,7 @@ use core::mem::offset_of;
 
 use aya_ebpf::{bindings::__sk_buff, helpers::generated::bpf_skb_pull_data, programs::TcContext};
 use vmnat_common::{
-    Address, Mac, Outcome, Port,
+    Address, Mac, Outcome, Port, checksum,
     endpoint::{Endpoint, Protocol},
     flow::{FlowKey, Side},
     wire::{ethernet, icmp, ipv4, sctp, tcp, udp, udplite},
@@ -234,8 +234,8 @@ pub struct Quote {
     pub l4: usize,
 }
 
-/// Reads the quote of an ICMP error. It may be cut anywhere; an error is one without ports that should have them: too short,
-/// or of a later fragment. Off the hot path, so by copies.
+/// Reads the quote of an ICMP error. It may be cut anywhere; an error is one with a wrong header, or without ports that it
+/// should have: too short, or of a later fragment. Off the hot path, so by copies.
 #[inline(always)]
 pub fn quote(ctx: &TcContext, packet: &Packet, quote: &mut Quote) -> Result<(), ()> {
     let l3 = packet.l4() + icmp::LEN;
@@ -243,6 +243,9 @@ pub fn quote(ctx: &TcContext, packet: &Packet, quote: &mut Quote) -> Result<(), 
     let address = |offset: usize| ctx.load::<u32>(offset).map(Address::from_wire).map_err(drop);
     let header = ipv4::header_length(ctx.load::<u8>(l3 + ipv4::VERSION_IHL).map_err(drop)?).ok_or(())?;
     if ipv4::is_later_fragment(u16::from_be(copy(l3 + ipv4::FRAGMENT)?)) {
+        return Err(());
+    }
+    if header_sum(ctx, l3 as u32, header as u32) != u32::from(u16::MAX) {
         return Err(());
     }
     let l4 = l3 + header;
@@ -270,6 +273,23 @@ pub fn quote(ctx: &TcContext, packet: &Packet, quote: &mut Quote) -> Result<(), 
     Ok(())
 }
 
+/// The sum over a quoted header, 0xffff for one that is right (RFC 5508 REQ-3a). A call of its own, so that the verifier meets what
+/// follows once and not for each length that a header may have.
+#[inline(never)]
+fn header_sum(ctx: &TcContext, l3: u32, header: u32) -> u32 {
+    let mut sum = 0_u64;
+    for at in (0..ipv4::MAX_LEN as u32).step_by(4) {
+        if at >= header {
+            break;
+        }
+        match ctx.load::<u32>((l3 + at) as usize) {
+            Ok(word) => sum += u64::from(word),
+            Err(_) => return 0,
+        }
+    }
+    u32::from(checksum::fold(sum))
+}
+
 /// Source address and protocol of an IPv4 packet on its way out; none when it is too short to have them.
 #[inline(always)]
 pub fn source(ctx: &TcContext) -> Option<(Address, u8)> {
@@ -277,6 +297,14 @@ pub fn source(ctx: &TcContext) -> Option<(Address, u8)> {
     let l3 = start + L3;
     // SAFETY: `linear` made sure of both headers.
     Some(unsafe { (Address::from_wire(load::<u32>(l3 + ipv4::SOURCE)), load::<u8>(l3 + ipv4::PROTOCOL)) })
+}
+
+/// Destination address of an IPv4 packet on its way out; none when it is too short to have one.
+#[inline(always)]
+pub fn destination(ctx: &TcContext) -> Option<Address> {
+    let (start, _) = linear(ctx).ok()?;
+    // SAFETY: `linear` made sure of both headers.
+    Some(unsafe { Address::from_wire(load::<u32>(start + L3 + ipv4::DESTINATION)) })
 }
 
 /// The frame's `EtherType` as it lies in a packet.

@@ -47,6 +47,8 @@ pub mod map {
     pub const MAPPING: &str = "MAPPING";
     /// Networks.
     pub const NETWORK: &str = "NETWORK";
+    /// Destinations without translation.
+    pub const UNTRANSLATED: &str = "UNTRANSLATED";
     /// Bridges and their ports.
     pub const BRIDGE_PORT: &str = "BRIDGE_PORT";
     /// Uplinks.
@@ -79,10 +81,11 @@ pub mod map {
     pub const OUTCOMES: &str = "OUTCOMES";
 
     /// All of them.
-    pub const ALL: [&str; 18] = [
+    pub const ALL: [&str; 19] = [
         FLOW,
         MAPPING,
         NETWORK,
+        UNTRANSLATED,
         BRIDGE_PORT,
         UPLINK,
         FORWARD,

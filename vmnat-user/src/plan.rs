@@ -38,6 +38,8 @@ pub struct Plan {
     pub uplinks: Vec<(u32, String)>,
     /// The `NETWORK` map.
     pub network: Vec<(NetworkKey, Network)>,
+    /// The `UNTRANSLATED` map's keys.
+    pub untranslated: Vec<NetworkKey>,
     /// The `BRIDGE_PORT` map.
     pub bridge_port: Vec<(u32, BridgePort)>,
     /// The `UPLINK` map.
@@ -96,6 +98,7 @@ pub fn plan(state: &State, facts: &Facts, circumstances: &Circumstances) -> Resu
         }
     }
     plan.network = networks.iter().map(entry_of).collect();
+    plan.untranslated = state.untranslated.iter().copied().map(key_of).collect();
     forwards::plan_forwards(state, facts, &networks, &uplinks, &mut plan);
     plan.room.clone_from(&circumstances.room);
     plan.hooks.extend(plan.room.iter().flat_map(room::Ends::hooks));
@@ -253,11 +256,11 @@ fn fitness(bridge: &LinkFact, port: &LinkFact, circumstances: &Circumstances) ->
 }
 
 fn entry_of(network: &PlannedNetwork) -> (NetworkKey, Network) {
-    let key = NetworkKey {
-        prefix: u32::from(network.subnet.prefix_len()),
-        address: network.subnet.network().into(),
-    };
-    (key, Network { bridge: network.bridge, gateway: network.gateway, flags: 0 })
+    (key_of(network.subnet), Network { bridge: network.bridge, gateway: network.gateway, flags: 0 })
+}
+
+fn key_of(subnet: Ipv4Net) -> NetworkKey {
+    NetworkKey { prefix: u32::from(subnet.prefix_len()), address: subnet.network().into() }
 }
 
 fn mtu_of(link: &LinkFact) -> u16 {

@@ -222,6 +222,10 @@ fn settle_maps(tables: &Tables, plan: &Plan, facts: &Facts, done: &mut Reconcile
     note(settle(&tables.network, &plan.network, |key, value| {
         format!("network {}/{} behind {}", key.address, key.prefix, facts.name_of(value.bridge))
     })?);
+    let untranslated: Vec<_> = plan.untranslated.iter().map(|key| (*key, 1)).collect();
+    note(settle(&tables.untranslated, &untranslated, |key, _| {
+        format!("no translation towards {}/{}", key.address, key.prefix)
+    })?);
     done.forwards.extend(forwards::settle(tables, plan)?);
     let flushed = flush_orphans(tables, &uplinks, &networks, plan)?;
     if flushed > 0 {

@@ -134,6 +134,9 @@ pub struct State {
     /// Lease files to look at before all others.
     #[serde(default)]
     pub lease_files: Vec<PathBuf>,
+    /// Destinations that guests reach without translation.
+    #[serde(default)]
+    pub untranslated: Vec<Ipv4Net>,
     /// Kernel settings to put back.
     pub sysctls: Vec<SysctlRecord>,
     /// Filters to remove.
@@ -169,6 +172,7 @@ impl State {
             expiries: BTreeMap::new(),
             resolved: BTreeMap::new(),
             lease_files: Vec::new(),
+            untranslated: Vec::new(),
             sysctls: Vec::new(),
             filters: Vec::new(),
             qdiscs: BTreeMap::new(),

@@ -47,6 +47,8 @@ pub struct Tables {
     pub mapping: Table<MappingKey, Mapping>,
     /// Networks.
     pub network: Table<NetworkKey, Network>,
+    /// Destinations that guests reach without translation.
+    pub untranslated: Table<NetworkKey, u32>,
     /// Bridges and their ports, by interface index.
     pub bridge_port: Table<u32, BridgePort>,
     /// Uplinks, by interface index.
@@ -122,6 +124,7 @@ impl Tables {
             flow: Table::open(&instance.map(map::FLOW))?,
             mapping: Table::open(&instance.map(map::MAPPING))?,
             network: Table::open(&instance.map(map::NETWORK))?,
+            untranslated: Table::open(&instance.map(map::UNTRANSLATED))?,
             bridge_port: Table::open(&instance.map(map::BRIDGE_PORT))?,
             uplink: Table::open(&instance.map(map::UPLINK))?,
             forward: Table::open(&instance.map(map::FORWARD))?,

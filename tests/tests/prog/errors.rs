@@ -155,3 +155,13 @@ fn a_guest_cannot_send_errors_about_anothers_flow_or_to_others() {
     let ran = rig.run("outbound_port", PORT1, &error(from_guest1(SERVER), 3, 3, quoted, 19).bytes());
     assert_eq!((ran.outcome, ran.code), (Outcome::ErrorWithoutFlow, DROP));
 }
+
+#[test]
+fn an_error_with_a_damaged_header_in_its_quote_is_not_a_guests() {
+    let mut rig = Rig::new();
+    let mut quoted = left(&mut rig, &question());
+    quoted[8] ^= 1;
+    let packet = error(from_world(ROUTER), 3, 1, &quoted, quoted.len()).bytes();
+    let ran = rig.run("inbound", UPLINK, &packet);
+    assert_eq!((ran.code, ran.outcome), (PASS, Outcome::NoFlow));
+}

@@ -1,11 +1,14 @@
 //! What may leave by an uplink.
 
-use vmnat_common::Outcome;
+use vmnat_common::{Outcome, network::NetworkKey};
 use vmnat_tests::lab::frame::{Ends, Packet};
 
 use super::{
     errors::{error, whole_quote},
-    rig::{DROP, EXTERNAL, GUEST1, PASS, PORT1, Rig, SERVER, UPLINK, from_guest1, from_world, question},
+    rig::{
+        DROP, EXTERNAL, GUEST1, IntoAddress as _, PASS, PORT1, Rig, SERVER, UPLINK, from_guest1, from_world,
+        question,
+    },
 };
 
 #[test]
@@ -58,4 +61,24 @@ fn an_error_of_the_hosts_kernel_shows_the_external_endpoint_alone() {
     let frame = report(&own);
     let ran = rig.run("guard", UPLINK, &frame);
     assert_eq!((ran.code, ran.outcome, ran.frame), (PASS, Outcome::Clean, frame));
+}
+
+/// RFC 6888 REQ-6: towards and from a destination without translation, nothing of a guest's is touched or held back.
+#[test]
+fn destinations_without_translation_are_the_kernels_both_ways() {
+    let mut rig = Rig::new();
+    let key = NetworkKey { prefix: 24, address: [198, 51, 100, 0].into_address() };
+    rig.tables.untranslated.set(&key, &1).unwrap();
+    let out = question().bytes();
+    for (program, interface) in [("outbound_port", PORT1), ("guard", UPLINK)] {
+        let ran = rig.run(program, interface, &out);
+        assert_eq!((ran.code, ran.outcome, &ran.frame), (PASS, Outcome::Untranslated, &out), "{program}");
+    }
+    let back = Packet::udp(Ends { destination: GUEST1, ..from_world(SERVER) }, 7, 5000, b"answer").bytes();
+    let ran = rig.run("inbound", UPLINK, &back);
+    assert_eq!((ran.code, ran.outcome, ran.frame), (PASS, Outcome::Untranslated, back));
+    let elsewhere = Packet::udp(from_guest1([192, 0, 2, 1]), 5000, 7, b"question").bytes();
+    assert_eq!(rig.run("outbound_port", PORT1, &elsewhere).outcome, Outcome::TranslatedOutbound);
+    assert_eq!(rig.run("guard", UPLINK, &elsewhere).outcome, Outcome::LeakedSource);
+    assert_eq!(rig.flows(), 2);
 }

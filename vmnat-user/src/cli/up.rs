@@ -50,6 +50,11 @@ pub struct Args {
     /// A network of guests, instead of the bridge's own subnets; repeatable
     #[arg(long = "network", value_name = "[BRIDGE=]CIDR", value_parser = named_network)]
     networks: Vec<(Option<String>, Ipv4Net)>,
+    /// A destination that guests reach without translation, or "none" for none any more; repeatable
+    ///
+    /// For networks behind the uplink that know the way back. The host must forward, and its firewall decides.
+    #[arg(long = "no-nat", value_name = "CIDR", value_parser = untranslated)]
+    untranslated: Vec<Untranslated>,
     /// How to attach the programs [default: tcx where the kernel has it]
     #[arg(long, value_name = "HOOK")]
     hook: Option<Hook>,
@@ -249,6 +254,19 @@ fn named_network(text: &str) -> Result<(Option<String>, Ipv4Net), String> {
     let network: Ipv4Net =
         network.parse().map_err(|_| format!("\"{network}\" is no network such as 192.168.122.0/24"))?;
     Ok((bridge, network.trunc()))
+}
+
+/// A destination without translation; none for "none".
+type Untranslated = Option<Ipv4Net>;
+
+fn untranslated(text: &str) -> Result<Untranslated, String> {
+    if text == "none" {
+        return Ok(None);
+    }
+    let network: Ipv4Net = text
+        .parse()
+        .map_err(|_| format!("\"{text}\" is neither a network such as 10.8.0.0/16 nor \"none\""))?;
+    Ok(Some(network.trunc()))
 }
 
 fn timeout_help() -> String {

@@ -34,6 +34,13 @@ pub(super) fn merge(state: &mut State, known: Option<&State>, args: &Args, facts
     }
     state.uplinks.dedup();
     merge_networks(state, args)?;
+    for network in &args.untranslated {
+        match network {
+            None => state.untranslated.clear(),
+            Some(network) if state.untranslated.contains(network) => {}
+            Some(network) => state.untranslated.push(*network),
+        }
+    }
     for file in &args.lease_files {
         // The agent has another working directory.
         let file = std::path::absolute(file)?;
