@@ -92,10 +92,12 @@ fn mutated(random: &mut Random, seed: &[u8], right: bool) -> Vec<u8> {
     }
     if right {
         make_right(&mut frame);
-    } else if random.below(6) == 0 {
-        frame.truncate(14 + random.below(frame.len() - 13));
-    } else if random.below(6) == 0 {
-        frame.extend(std::iter::repeat_n(random.byte(), random.below(64)));
+        return frame;
+    }
+    match random.below(6) {
+        0 => frame.truncate(14 + random.below(frame.len() - 13)),
+        1 => frame.extend(std::iter::repeat_n(random.byte(), random.below(64))),
+        _ => {}
     }
     frame
 }

@@ -1,6 +1,8 @@
 //! UDP (RFC 4787): mapping, filtering, and what is left alone.
 
-use anyhow::{Result, ensure};
+use std::net::UdpSocket;
+
+use anyhow::{Context, Result, ensure};
 use vmnat_tests::lab::{
     Lab, RESOLVER, SERVER_ECHO, STRANGER,
     client::Asker,
@@ -8,7 +10,7 @@ use vmnat_tests::lab::{
     vmnat::Hook,
 };
 
-use super::scene::{OUTSIDE, S1, S2, Scene, from_guest, from_remote, source_port};
+use super::scene::{A_WHILE, OUTSIDE, S1, S2, SOON, Scene, from_guest, from_remote, source_port};
 
 /// Who calls the port before its guest does has no influence: 1. a stranger sends to external port 22,000; 2. guest 1 asks
 ///    from 22,000, and so do guests whose port is taken; 3. each is one caller to all, the stranger too, and the first keeps
@@ -122,4 +124,30 @@ fn every_protocol_of_a_guest_has_the_same_external_address() -> Result<()> {
         }
     }
     scene.lab.assert_invariants()
+}
+
+/// Two guests, both behind their port 5000, that know nothing but each other's external endpoints. Siblings are filtered as the world is,
+/// so each must have sent to the other; then each reaches the other, and sees the other's external endpoint.
+#[test]
+fn guests_reach_each_other_by_external_endpoints() -> Result<()> {
+    let mut lab = Lab::new()?;
+    lab.up(Hook::Tcx)?;
+    let mut ends = Vec::new();
+    for guest in &lab.guests {
+        let seen_as = Asker::new(guest, 5000)?.ask(SERVER_ECHO)?;
+        let socket = guest.run(|| UdpSocket::bind("0.0.0.0:5000"))?;
+        socket.set_read_timeout(Some(A_WHILE))?;
+        ends.push((socket, seen_as));
+    }
+    let (one, two) = (&ends[0], &ends[1]);
+    one.0.send_to(b"filtered", two.1)?;
+    let filtered = two.0.recv_from(&mut [0; 64]);
+    ensure!(filtered.is_err(), "a sibling is not filtered as the world is: {filtered:?}");
+    for ((from, own), (to, there)) in [(two, one), (one, two), (two, one)] {
+        to.set_read_timeout(Some(SOON))?;
+        from.send_to(b"hairpin", there)?;
+        let (length, seen_as) = to.recv_from(&mut [0; 64]).with_context(|| format!("{own} to {there}"))?;
+        ensure!(length == 7 && seen_as == *own, "{own} is seen as {seen_as}");
+    }
+    lab.assert_invariants()
 }
