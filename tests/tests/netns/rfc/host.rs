@@ -4,8 +4,9 @@ use std::net::TcpListener;
 
 use anyhow::{Context, Result, ensure};
 use vmnat_tests::lab::{
-    EXTERNAL, Lab, SERVER_ECHO,
+    EXTERNAL, Lab, RESOLVER, SERVER_ECHO, Setup,
     client::{self, Asker, Conversation},
+    guest_address,
     service::Service,
     vmnat::Hook,
 };
@@ -69,5 +70,25 @@ fn inside_and_outside_with_the_same_numbers_are_refused() -> Result<()> {
     lab.host.run(|| TcpListener::bind("0.0.0.0:2222")).context("a socket of the host")?;
     lab.up(Hook::Tcx)?;
     client::converse(lab.guest(1)?, SERVER_ECHO)?;
+    lab.assert_invariants()
+}
+
+/// RFC 6888 REQ-6: 1. the way back to the guests is known to the router; 2. `up --no-nat` for one server: it sees the guest itself, a
+/// second one the external address; 3. `--no-nat none`: both see the external address, and nothing of a guest's leaves any more.
+#[test]
+fn destinations_without_translation_see_the_guest_itself() -> Result<()> {
+    let mut lab = Lab::with(Setup { ip_forward: true, ..Setup::default() })?;
+    lab.router.ip(&format!("route add 192.168.122.0/24 via {EXTERNAL}\n"))?;
+    let near = format!("{RESOLVER}:7000");
+    lab.up_with(Hook::Tcx, &["--no-nat", &format!("{RESOLVER}/32")])?;
+    let guest = lab.guest(1)?;
+    let seen_as = client::ask(guest, &near)?;
+    ensure!(seen_as.ip().to_string() == guest_address(1), "the near server sees {seen_as}");
+    let seen_as = client::ask(guest, SERVER_ECHO)?;
+    ensure!(seen_as.ip().to_string() == EXTERNAL, "the other server sees {seen_as}");
+    lab.up_with(Hook::Tcx, &["--no-nat", "none"])?;
+    lab.leaks.forget()?;
+    let seen_as = client::ask(guest, &near)?;
+    ensure!(seen_as.ip().to_string() == EXTERNAL, "after --no-nat none the near server sees {seen_as}");
     lab.assert_invariants()
 }
