@@ -21,6 +21,8 @@ pub enum Forwarding {
     Unguarded,
     /// vmnat at the bridge, because the port is isolated.
     BridgeHook,
+    /// vmnat of another build at the bridge's port.
+    Against,
 }
 
 impl Forwarding {
@@ -36,6 +38,7 @@ impl Forwarding {
             Self::Port => "vmnat, port hook",
             Self::Unguarded => "vmnat, port hook, without its guard",
             Self::BridgeHook => "vmnat, bridge hook",
+            Self::Against => "vmnat of the other build, port hook",
         }
     }
 
@@ -46,7 +49,7 @@ impl Forwarding {
 
     /// True when it is vmnat that forwards.
     pub const fn is_vmnat(self) -> bool {
-        matches!(self, Self::Port | Self::Unguarded | Self::BridgeHook)
+        matches!(self, Self::Port | Self::Unguarded | Self::BridgeHook | Self::Against)
     }
 }
 

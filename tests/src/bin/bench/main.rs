@@ -57,6 +57,9 @@ struct Args {
     /// Also measure parts of vmnat's way in `packet`
     #[arg(long)]
     parts: bool,
+    /// Also measure the `vmnat` of another build in `packet`, beside this one
+    #[arg(long, value_name = "PROGRAM")]
+    against: Option<PathBuf>,
     /// Rounds of `stream`
     #[arg(long, default_value_t = 11)]
     stream_rounds: usize,
@@ -73,7 +76,13 @@ struct Args {
 
 impl Args {
     fn extent(&self) -> Extent<'_> {
-        Extent { rounds: self.rounds, packets: self.packets, sizes: &self.sizes, parts: self.parts }
+        Extent {
+            rounds: self.rounds,
+            packets: self.packets,
+            sizes: &self.sizes,
+            parts: self.parts,
+            against: self.against.as_deref(),
+        }
     }
 }
 

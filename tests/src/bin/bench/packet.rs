@@ -3,7 +3,7 @@
 //! Live frames enter as from a driver, 64 at a time. Every way of forwarding has a rig of its own; they take turns,
 //! round by round, each round beginning with another one, so that what disturbs the machine disturbs them alike.
 
-use std::{thread, time::Duration};
+use std::{path::Path, thread, time::Duration};
 
 use anyhow::{Context as _, Result, ensure};
 use serde_json::json;
@@ -42,6 +42,9 @@ const RIGS: [(Forwarding, bool); 11] = [
 const PARTS: [(Forwarding, bool); 2] =
     [(Forwarding::RedirectToNeighbour, false), (Forwarding::Unguarded, false)];
 
+/// What counts as no slower than another build: medians of whole runs of one build beside itself differ by so much here.
+const NO_SLOWER: f64 = 1.03;
+
 /// How much to measure.
 #[derive(Clone, Copy, Debug)]
 pub struct Extent<'a> {
@@ -53,6 +56,8 @@ pub struct Extent<'a> {
     pub sizes: &'a [usize],
     /// Also measure parts of vmnat's way.
     pub parts: bool,
+    /// Also measure the `vmnat` of another build.
+    pub against: Option<&'a Path>,
 }
 
 /// What was measured of one rig in one direction.
@@ -70,7 +75,7 @@ pub fn run(extent: Extent<'_>) -> Result<Section> {
     // A lab without guests: its mounts keep vmnat's pins and state from the machine's.
     let mut shelter = Lab::with(Setup { guests: 0, ..Setup::default() })?;
     shelter.keep_quiet();
-    let rigs = rigs(extent.parts)?;
+    let rigs = rigs(extent)?;
     let mut all = Vec::new();
     for size in extent.sizes {
         for direction in [Direction::Outbound, Direction::Inbound] {
@@ -85,11 +90,15 @@ pub fn run(extent: Extent<'_>) -> Result<Section> {
     Ok(section)
 }
 
-fn rigs(with_parts: bool) -> Result<Vec<Rig>> {
+fn rigs(extent: Extent<'_>) -> Result<Vec<Rig>> {
     let mut rigs = Vec::new();
-    let parts = if with_parts { &PARTS[..] } else { &[] };
-    for (forwarding, br_netfilter) in RIGS.iter().chain(parts).copied() {
+    let parts = if extent.parts { &PARTS[..] } else { &[] };
+    let other = extent.against.map(|_| (Forwarding::Against, false));
+    for (forwarding, br_netfilter) in RIGS.iter().chain(parts).copied().chain(other) {
         let mut rig = Rig::new(forwarding, br_netfilter)?;
+        if forwarding == Forwarding::Against {
+            rig.program = extent.against.map(Path::to_owned);
+        }
         rig.start().with_context(|| rig.name())?;
         rig.converse()?;
         rigs.push(rig);
@@ -178,7 +187,7 @@ fn ratio(own: &Series, reference: Option<&Series>) -> Series {
 }
 
 fn describe(all: &[Vec<Measured<'_>>], extent: Extent<'_>) -> Section {
-    let Extent { rounds, packets, sizes, parts: _ } = extent;
+    let Extent { rounds, packets, sizes, parts: _, against: _ } = extent;
     let how = format!(
         "How: `BPF_PROG_TEST_RUN` with live frames, 64 at a time, `XDP_PASS` into the receive path of the bridge's port\n\
          (outbound) or of the uplink (inbound); a tc program drops them behind the other interface. The kernel's own\n\
@@ -235,10 +244,14 @@ fn goals_of(measured: &[Measured<'_>], direction: Direction) -> Vec<Goal> {
         ratio: ratio(&own, series(measured, reference).as_ref()).median(),
         bound: Bound::AtMost(most),
     };
-    match direction {
+    let mut goals = match direction {
         Direction::Outbound => {
             vec![against(Forwarding::Masquerade, 0.45), against(Forwarding::Bridge, 1.0)]
         }
         Direction::Inbound => vec![against(Forwarding::Masquerade, 0.60)],
+    };
+    if series(measured, Forwarding::Against).is_some() {
+        goals.push(against(Forwarding::Against, NO_SLOWER));
     }
+    goals
 }

@@ -11,7 +11,7 @@
 use std::{
     fs,
     os::fd::{AsFd as _, BorrowedFd, OwnedFd},
-    path::Path,
+    path::{Path, PathBuf},
     time::Duration,
 };
 
@@ -85,6 +85,8 @@ pub struct Rig {
     /// What the world sees the guest's flow as.
     external: ([u8; 4], u16),
     links: Vec<OwnedFd>,
+    /// The `vmnat` that it runs, where that is not this build's.
+    pub program: Option<PathBuf>,
 }
 
 /// Frames for one direction of a rig.
@@ -109,6 +111,7 @@ impl Rig {
             instance: format!("bench-{forwarding:?}-{br_netfilter}").to_lowercase(),
             external: (octets(&guest_address(1))?, GUEST_PORT),
             links: Vec::new(),
+            program: None,
         };
         rig.connect().and_then(|()| rig.set_sysctls()).with_context(|| rig.name())?;
         Ok(rig)
@@ -195,7 +198,7 @@ impl Rig {
                 // virtio or a network card does not make connection tracking add them up.
                 self.host.set_sysctl("net/netfilter/nf_conntrack_checksum", "0")
             }
-            Forwarding::Port | Forwarding::BridgeHook => self.up(&[]),
+            Forwarding::Port | Forwarding::BridgeHook | Forwarding::Against => self.up(&[]),
             Forwarding::Unguarded => {
                 self.up(&[])?;
                 self.unguard()
@@ -371,7 +374,10 @@ impl Rig {
 
     /// Runs vmnat on the host; what it printed.
     pub fn vmnat(&self, arguments: &[&str]) -> Result<String> {
-        let program = vmnat::program()?;
+        let program = match &self.program {
+            Some(program) => program.clone(),
+            None => vmnat::program()?,
+        };
         let program = program.to_str().context("a path that is no text")?;
         self.host.exec(&[&[program, "--instance", &self.instance], arguments].concat())
     }
