@@ -155,6 +155,12 @@ impl Instance {
         self.run().join("room")
     }
 
+    /// What happened in the last minute.
+    #[must_use]
+    pub fn events(&self) -> PathBuf {
+        self.run().join("events.json")
+    }
+
     /// The agent's log.
     #[must_use]
     pub fn agent_log(&self) -> PathBuf {

@@ -33,7 +33,7 @@ use crate::{
     paths::Instance,
     plan::{self, Circumstances, Plan},
     room,
-    state::State,
+    state::{Filtering, State},
     tables::{Table, Tables},
 };
 
@@ -220,7 +220,8 @@ fn settle_maps(tables: &Tables, plan: &Plan, facts: &Facts, done: &mut Reconcile
         }
     })?);
     note(settle(&tables.network, &plan.network, |key, value| {
-        format!("network {}/{} behind {}", key.address, key.prefix, facts.name_of(value.bridge))
+        let (bridge, filtering) = (facts.name_of(value.bridge), Filtering::of_flags(value.flags).name());
+        format!("network {}/{} behind {bridge}, {filtering} filtering", key.address, key.prefix)
     })?);
     let untranslated: Vec<_> = plan.untranslated.iter().map(|key| (*key, 1)).collect();
     note(settle(&tables.untranslated, &untranslated, |key, _| {

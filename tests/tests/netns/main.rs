@@ -17,6 +17,7 @@ macro_rules! on_both_hooks {
 
 mod commands;
 mod errors;
+mod filtering;
 mod firewalls;
 mod forwards;
 mod hostile;
@@ -24,6 +25,7 @@ mod lab_itself;
 mod life;
 mod neighbours;
 mod path;
+mod quotas;
 mod rfc;
 mod room;
 mod sources;

@@ -3,7 +3,7 @@
 use std::{fs::File, io::Read as _, ops::RangeInclusive};
 
 use anyhow::{Context as _, Result, bail};
-use vmnat_common::{Protocol, SCHEMA_VERSION, quota::Quotas, settings::Settings, timeout::Timeouts};
+use vmnat_common::{Protocol, SCHEMA_VERSION, settings::Settings, timeout::Timeouts};
 
 use crate::{
     forwards::ForwardSpec,
@@ -27,7 +27,7 @@ pub(super) fn settle(tables: &Tables, state: &State) -> Result<()> {
         pool_first: pool.first,
         pool_last: pool.last,
         timeouts: timeouts(state)?.in_jiffies(hertz),
-        quotas: Quotas::DEFAULT,
+        quotas: state.quotas.into(),
         netns_cookie: netns::cookie().context("ask for the network namespace's cookie")?,
         ..current
     };

@@ -1,0 +1,76 @@
+//! What the agent does at each expiry beside it: events are found, and counts that
+//! have drifted put right.
+
+use std::time::{Duration, Instant};
+
+use anyhow::Result;
+use tracing::{debug, warn};
+
+use crate::{
+    events::{self, Reading, Watcher},
+    flows::{self, Expired},
+    guests::{self, Census, Ledger},
+    leases::Directory,
+    paths::Instance,
+    state,
+    tables::Tables,
+};
+
+/// Between two comparisons of the flow table with what the programs have counted.
+const AUDIT: Duration = Duration::from_mins(1);
+
+/// What is kept from one round to the next.
+#[derive(Debug)]
+pub(super) struct Round {
+    watcher: Watcher,
+    ledger: Ledger,
+    audited: Instant,
+}
+
+impl Round {
+    pub(super) fn new() -> Self {
+        Self { watcher: Watcher::default(), ledger: Ledger::default(), audited: Instant::now() }
+    }
+
+    /// Lets flows expire, and looks at what the counters say.
+    pub(super) fn go(&mut self, instance: &Instance, tables: &Tables) {
+        if let Err(error) = self.expire(tables) {
+            warn!("cannot look for expired flows: {error:#}");
+        }
+        if let Err(error) = self.look(instance, tables) {
+            warn!("cannot look for events: {error:#}");
+        }
+    }
+
+    fn expire(&mut self, tables: &Tables) -> Result<()> {
+        let is_audit = self.audited.elapsed() >= AUDIT;
+        let before = if is_audit { Census::counted(tables)? } else { Census::default() };
+        let Expired { flows, removed, mappings, census } = flows::expire(tables, tables.clock()?.stamp())?;
+        debug!("{flows} flows, {removed} expired, {mappings} mappings released");
+        if is_audit {
+            self.audited = Instant::now();
+            let done = guests::audit(tables, &mut self.ledger, &before, &census)?;
+            debug!("{} counts of guests corrected, {} forgotten", done.corrected, done.forgotten);
+        }
+        Ok(())
+    }
+
+    fn look(&mut self, instance: &Instance, tables: &Tables) -> Result<()> {
+        let now = events::now()?;
+        self.watcher.observe(&Reading::take(tables)?, now);
+        if self.watcher.has_news() {
+            self.tell(instance, now)?;
+        }
+        self.watcher.save(instance)
+    }
+
+    /// Logs what is to be heard of.
+    fn tell(&mut self, instance: &Instance, now: u64) -> Result<()> {
+        let Some(state) = state::find_running(instance)? else { return Ok(()) };
+        for event in self.watcher.tell(&state, &Directory::of_files(&state), now) {
+            let guest = event.guest.map(tracing::field::display);
+            warn!(reason = event.reason.name(), guest, count = event.count, "{}", event.text);
+        }
+        Ok(())
+    }
+}
