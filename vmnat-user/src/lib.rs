@@ -25,6 +25,7 @@ pub mod netns;
 pub mod paths;
 pub mod plan;
 pub mod rawbpf;
+pub mod reclaim;
 pub mod reconcile;
 pub mod report;
 pub mod room;

@@ -1,4 +1,4 @@
-//! Who may call a guest by the external endpoint of its mapping.
+//! Who may call a guest by the external endpoint of its mapping, and who has the port when the host wants it.
 
 use std::{
     net::{SocketAddr, UdpSocket},
@@ -11,11 +11,14 @@ use vmnat_tests::lab::{
     client::{self, Asker},
     namespace::Namespace,
     vmnat::Hook,
+    wait_until,
 };
 
 on_both_hooks!(
     strangers_reach_the_guest_while_its_network_is_open,
     an_open_network_is_open_from_its_first_moment,
+    a_port_that_the_host_binds_later_is_the_hosts,
+    a_socket_of_the_host_wins_in_an_open_network_too,
 );
 
 /// How long a datagram that must not come is waited for.
@@ -88,5 +91,45 @@ fn an_open_network_is_open_from_its_first_moment(hook: Hook) -> Result<()> {
     }
     let answered = Asker::new(&lab.world, 0)?.ask_within(&format!("{EXTERNAL}:20001"), 10, MOMENT);
     client::must_fail("a port that nobody has mapped", answered)?;
+    lab.assert_invariants()
+}
+
+fn a_port_that_the_host_binds_later_is_the_hosts(hook: Hook) -> Result<()> {
+    host_takes(hook, "address-and-port-dependent")
+}
+
+fn a_socket_of_the_host_wins_in_an_open_network_too(hook: Hook) -> Result<()> {
+    host_takes(hook, "endpoint-independent")
+}
+
+/// 1. guest 1 has a port, by a conversation with the server; 2. a socket of the host binds it: a stranger's datagram is the
+///    socket's at once, and so is the answer to what the socket sends; 3. a tick later the guest has another port, the
+///    server's datagrams to the old one are the socket's, and `status` says what happened; 4. guest 2 gets the port no more.
+fn host_takes(hook: Hook, filtering: &str) -> Result<()> {
+    let mut lab = Lab::new()?;
+    lab.up_with(hook, &["--filtering", filtering, "--reap-interval", "2s"])?;
+    let guest = socket(lab.guest(1)?, "0.0.0.0:20000")?;
+    let sibling = socket(lab.guest(2)?, "0.0.0.0:20000")?;
+    let mapped = external(&guest)?;
+    ensure!(mapped.port() == 20_000, "the port was free, and the guest has {mapped}");
+    let stranger = socket(&lab.world, &format!("{STRANGER}:5000"))?;
+
+    let host = socket(&lab.host, "0.0.0.0:20000")?;
+    ensure!(arrives(&stranger, mapped, &host)?.is_some(), "the host's socket does not hear a stranger");
+    ensure!(arrives(&host, stranger.local_addr()?, &stranger)? == Some(mapped));
+    ensure!(arrives(&stranger, mapped, &host)?.is_some(), "the host's socket does not hear an answer");
+
+    wait_until("the guest's mapping to move", Duration::from_secs(8), || {
+        Ok(external(&guest)?.port() != 20_000)
+    })?;
+    let moved = external(&guest)?;
+    let server = socket(&lab.world, &format!("{SERVER}:5002"))?;
+    ensure!(arrives(&server, mapped, &host)?.is_some(), "the host's socket does not hear the server");
+    ensure!(external(&host)? == mapped, "the server answers somebody else");
+    ensure!(external(&sibling)? != mapped, "a sibling has got the host's port");
+    ensure!(external(&guest)? == moved, "the guest's mapping moves on and on");
+    let status = lab.vmnat_ok(&["status"])?;
+    ensure!(status.contains("a socket of the host has taken an external port of guest"), "{status}");
+    drop(host);
     lab.assert_invariants()
 }

@@ -1,18 +1,19 @@
-//! What the agent does at each expiry beside it: events are found, and counts that
-//! have drifted put right.
+//! What the agent does at each expiry beside it: events are found, counts that have
+//! drifted put right, and ports given back that the host has taken.
 
 use std::time::{Duration, Instant};
 
 use anyhow::Result;
-use tracing::{debug, warn};
+use tracing::{debug, info, warn};
 
 use crate::{
-    events::{self, Reading, Watcher},
+    events::{self, Reading, Reason, Watcher},
     flows::{self, Expired},
     guests::{self, Census, Ledger},
     leases::Directory,
     paths::Instance,
-    state,
+    reclaim::{self, Taken},
+    state::{self, Lock},
     tables::Tables,
 };
 
@@ -37,6 +38,9 @@ impl Round {
         if let Err(error) = self.expire(tables) {
             warn!("cannot look for expired flows: {error:#}");
         }
+        if let Err(error) = self.reclaim(instance, tables) {
+            warn!("cannot give ports back to the host: {error:#}");
+        }
         if let Err(error) = self.look(instance, tables) {
             warn!("cannot look for events: {error:#}");
         }
@@ -51,6 +55,24 @@ impl Round {
             self.audited = Instant::now();
             let done = guests::audit(tables, &mut self.ledger, &before, &census)?;
             debug!("{} counts of guests corrected, {} forgotten", done.corrected, done.forgotten);
+        }
+        Ok(())
+    }
+
+    /// Gives the host the ports of guests that its sockets have taken.
+    fn reclaim(&mut self, instance: &Instance, tables: &Tables) -> Result<()> {
+        let taken = reclaim::find(tables)?;
+        if taken.is_empty() {
+            return Ok(());
+        }
+        // Where a command is changing the instance, the next round does it.
+        let Some(_lock) = Lock::try_take_existing(instance)? else { return Ok(()) };
+        for taken in taken {
+            let ended = reclaim::give_back(tables, &taken)?;
+            let Taken { protocol, external, internal } = taken;
+            info!("{protocol} {external} is the host's, {internal} had it: {ended} flows ended");
+            let ended = u64::try_from(ended).unwrap_or(u64::MAX);
+            self.watcher.note(Reason::PortTaken, Some(internal.address.into()), ended, events::now()?);
         }
         Ok(())
     }
