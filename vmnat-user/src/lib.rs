@@ -28,6 +28,7 @@ pub mod rawbpf;
 pub mod reclaim;
 pub mod reconcile;
 pub mod report;
+pub mod rest;
 pub mod room;
 pub mod state;
 pub mod sysctl;

@@ -137,6 +137,12 @@ impl Instance {
         self.library().join("forwards.json")
     }
 
+    /// The mappings, for ports to rest when the maps are lost.
+    #[must_use]
+    pub fn mappings(&self) -> PathBuf {
+        self.library().join("mappings")
+    }
+
     /// Held while the instance is changed.
     #[must_use]
     pub fn lock(&self) -> PathBuf {

@@ -95,7 +95,7 @@ pub fn fill(
     if let (true, [(_, name)]) = (state.uplinks.is_empty(), &plan.uplinks[..]) {
         state.followed.clone_from(name);
     }
-    settings::settle(tables, state)?;
+    settings::settle(instance, tables, state)?;
     let moved = settle_maps(tables, &plan, facts, done)?;
     let leases = leases::settle(tables, &plan, facts)?;
     stations::settle(tables, &plan, facts)?;

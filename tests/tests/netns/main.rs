@@ -26,6 +26,7 @@ mod life;
 mod neighbours;
 mod path;
 mod quotas;
+mod rest;
 mod rfc;
 mod room;
 mod sources;

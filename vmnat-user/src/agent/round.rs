@@ -1,5 +1,5 @@
 //! What the agent does at each expiry beside it: events are found, counts that have
-//! drifted put right, and ports given back that the host has taken.
+//! drifted put right, ports given back that the host has taken, and mappings written down.
 
 use std::time::{Duration, Instant};
 
@@ -13,6 +13,7 @@ use crate::{
     leases::Directory,
     paths::Instance,
     reclaim::{self, Taken},
+    rest::Snapshot,
     state::{self, Lock},
     tables::Tables,
 };
@@ -26,11 +27,18 @@ pub(super) struct Round {
     watcher: Watcher,
     ledger: Ledger,
     audited: Instant,
+    /// What was written, and when.
+    written: Option<(Snapshot, Instant)>,
 }
 
 impl Round {
     pub(super) fn new() -> Self {
-        Self { watcher: Watcher::default(), ledger: Ledger::default(), audited: Instant::now() }
+        Self {
+            watcher: Watcher::default(),
+            ledger: Ledger::default(),
+            audited: Instant::now(),
+            written: None,
+        }
     }
 
     /// Lets flows expire, and looks at what the counters say.
@@ -40,6 +48,9 @@ impl Round {
         }
         if let Err(error) = self.reclaim(instance, tables) {
             warn!("cannot give ports back to the host: {error:#}");
+        }
+        if let Err(error) = self.write_down(instance, tables) {
+            warn!("freed ports will not rest when the maps are lost: {error:#}");
         }
         if let Err(error) = self.look(instance, tables) {
             warn!("cannot look for events: {error:#}");
@@ -74,6 +85,21 @@ impl Round {
             let ended = u64::try_from(ended).unwrap_or(u64::MAX);
             self.watcher.note(Reason::PortTaken, Some(internal.address.into()), ended, events::now()?);
         }
+        Ok(())
+    }
+
+    /// Writes the mappings down, where they have changed since.
+    fn write_down(&mut self, instance: &Instance, tables: &Tables) -> Result<()> {
+        if self.written.as_ref().is_some_and(|(written, at)| at.elapsed() < written.interval()) {
+            return Ok(());
+        }
+        let mappings = Snapshot::take(tables)?;
+        if self.written.as_ref().is_none_or(|(written, _)| *written != mappings) {
+            // `down` writes the last word, under the lock.
+            let Some(_lock) = Lock::try_take_existing(instance)? else { return Ok(()) };
+            mappings.save(instance, false)?;
+        }
+        self.written = Some((mappings, Instant::now()));
         Ok(())
     }
 
