@@ -5,6 +5,7 @@
 
 mod lease_watch;
 mod listener;
+mod round;
 
 use std::{
     fs::{File, OpenOptions},
@@ -25,13 +26,13 @@ use tokio::{
     signal::unix::{SignalKind, signal},
     time::{Instant, MissedTickBehavior, interval, sleep_until},
 };
-use tracing::{debug, info, warn};
+use tracing::{info, warn};
 
-use self::{lease_watch::LeaseWatch, listener::Listener};
+use self::{lease_watch::LeaseWatch, listener::Listener, round::Round};
 use crate::{
     error::Error,
     facts::{self, Changes, Watch},
-    flows, forwards,
+    forwards,
     kernel_log::KernelLog,
     leases,
     paths::Instance,
@@ -138,7 +139,10 @@ pub async fn run(instance: &Instance, ready: impl FnOnce()) -> Result<()> {
     look.reset();
     let mut kernel_log = agent.open_kernel_log();
     reap.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let mut round = Round::new();
     agent.reconcile().await;
+    // What moves from here on is an event.
+    round.go(instance, &agent.tables);
     info!("the agent of instance {instance} is ready");
     ready();
     loop {
@@ -147,7 +151,7 @@ pub async fn run(instance: &Instance, ready: impl FnOnce()) -> Result<()> {
             found = changes.next() => agent.note(found),
             () = due(agent.due) => agent.reconcile().await,
             true = pump(&mut kernel_log) => {}
-            _ = reap.tick() => agent.expire(),
+            _ = reap.tick() => round.go(instance, &agent.tables),
             _ = look.tick() => agent.reconcile().await,
             _ = hangup.recv() => agent.reconcile().await,
             _ = terminate.recv() => break,
@@ -292,17 +296,6 @@ impl<'a> Agent<'a> {
             state.forwards.iter().any(|forward| forward.wish.spec.target.address().is_none());
         if let Some(end) = state.forwards.iter().filter_map(|forward| forward.wish.expires).min() {
             self.plan(Duration::from_secs(end.saturating_sub(forwards::now())).max(SETTLE));
-        }
-    }
-
-    fn expire(&self) {
-        let expired = self.tables.clock().and_then(|clock| flows::expire(&self.tables, clock.stamp()));
-        match expired {
-            Ok(expired) => debug!(
-                "{} flows, {} expired, {} mappings released",
-                expired.flows, expired.removed, expired.mappings
-            ),
-            Err(error) => warn!("cannot look for expired flows: {error:#}"),
         }
     }
 }

@@ -41,6 +41,13 @@ impl Sockets {
         })
     }
 
+    /// Every socket with its protocol and port, in their order.
+    pub fn iter(&self) -> impl Iterator<Item = (Protocol, u16, &Socket)> {
+        self.by_port
+            .iter()
+            .flat_map(|((protocol, port), sockets)| sockets.iter().map(|socket| (*protocol, *port, socket)))
+    }
+
     fn read(&mut self, protocol: Protocol, table: &str) {
         for (port, socket) in table.lines().skip(1).filter_map(|line| row(protocol, line)) {
             self.by_port.entry((protocol, port)).or_default().push(socket);

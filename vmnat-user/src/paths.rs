@@ -137,6 +137,12 @@ impl Instance {
         self.library().join("forwards.json")
     }
 
+    /// The mappings, for ports to rest when the maps are lost.
+    #[must_use]
+    pub fn mappings(&self) -> PathBuf {
+        self.library().join("mappings")
+    }
+
     /// Held while the instance is changed.
     #[must_use]
     pub fn lock(&self) -> PathBuf {
@@ -153,6 +159,12 @@ impl Instance {
     #[must_use]
     pub fn room(&self) -> PathBuf {
         self.run().join("room")
+    }
+
+    /// What happened in the last minute.
+    #[must_use]
+    pub fn events(&self) -> PathBuf {
+        self.run().join("events.json")
     }
 
     /// The agent's log.

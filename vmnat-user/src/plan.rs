@@ -23,7 +23,7 @@ use crate::{
     facts::{Facts, LinkFact, PORT_FORWARDING},
     link::Hook,
     room,
-    state::State,
+    state::{Filtering, State},
 };
 
 /// State of a bridge port that is down or has no carrier (`BR_STATE_DISABLED`).
@@ -76,6 +76,8 @@ pub struct PlannedNetwork {
     pub bridge: u32,
     /// The host's address in it.
     pub gateway: Address,
+    /// Who may answer to the mappings of its guests.
+    pub filtering: Filtering,
 }
 
 /// Makes the plan. What does not exist yet is a warning.
@@ -136,6 +138,7 @@ pub fn networks(state: &State, facts: &Facts, bridges: &[&LinkFact]) -> Vec<Plan
     let mut networks = Vec::new();
     for link in bridges {
         let named = state.bridges.iter().find(|bridge| bridge.name == link.name);
+        let filtering = named.map(|bridge| bridge.filtering).unwrap_or_default();
         let named = named.map(|bridge| bridge.networks.clone()).unwrap_or_default();
         let own = || facts.addresses_of(link.index).map(crate::facts::AddressFact::network);
         let mut subnets: Vec<Ipv4Net> = if named.is_empty() { own().collect() } else { named };
@@ -147,7 +150,7 @@ pub fn networks(state: &State, facts: &Facts, bridges: &[&LinkFact]) -> Vec<Plan
             let inside =
                 facts.addresses_of(link.index).find(|fact| subnet.contains(&Ipv4Addr::from(fact.address)));
             let gateway = inside.map_or(Address::UNSPECIFIED, |fact| fact.address);
-            PlannedNetwork { subnet, bridge: link.index, gateway }
+            PlannedNetwork { subnet, bridge: link.index, gateway, filtering }
         }));
     }
     networks
@@ -256,7 +259,8 @@ fn fitness(bridge: &LinkFact, port: &LinkFact, circumstances: &Circumstances) ->
 }
 
 fn entry_of(network: &PlannedNetwork) -> (NetworkKey, Network) {
-    (key_of(network.subnet), Network { bridge: network.bridge, gateway: network.gateway, flags: 0 })
+    let PlannedNetwork { subnet, bridge, gateway, filtering } = *network;
+    (key_of(subnet), Network { bridge, gateway, flags: filtering.flags() })
 }
 
 fn key_of(subnet: Ipv4Net) -> NetworkKey {
@@ -281,7 +285,7 @@ mod tests {
 
     pub(super) fn host() -> (State, Facts) {
         let mut state = State::new(HookMode::Tcx);
-        state.bridges.push(Bridge { name: "virbr0".into(), networks: Vec::new() });
+        state.bridges.push(Bridge::new("virbr0"));
         state.uplinks.push("enp3s0".into());
         let bridge = LinkFact { is_bridge: true, ..link(2, "virbr0") };
         let port = LinkFact { master: Some(2), port_state: Some(PORT_FORWARDING), ..link(3, "vnet0") };
@@ -311,6 +315,16 @@ mod tests {
         );
         assert!(plan.warnings.is_empty(), "{:?}", plan.warnings);
         assert_eq!(plan.network[0].1.gateway, Address::new([192, 168, 122, 1]));
+    }
+
+    #[test]
+    fn a_network_has_the_filtering_of_its_bridge() {
+        let (mut state, facts) = host();
+        for filtering in [Filtering::EndpointIndependent, Filtering::AddressAndPortDependent] {
+            state.bridges[0].filtering = filtering;
+            let plan = plan(&state, &facts, &Circumstances::default()).unwrap();
+            assert_eq!(plan.network[0].1.flags, filtering.flags());
+        }
     }
 
     #[test]
@@ -365,7 +379,7 @@ mod tests {
     #[test]
     fn what_is_missing_is_a_warning() {
         let (mut state, facts) = host();
-        state.bridges.push(Bridge { name: "virbr9".into(), networks: Vec::new() });
+        state.bridges.push(Bridge::new("virbr9"));
         state.uplinks = Vec::new();
         let plan = plan(&state, &facts, &Circumstances::default()).unwrap();
         assert_eq!(plan.warnings.len(), 2);

@@ -33,7 +33,7 @@ use crate::{
     paths::Instance,
     plan::{self, Circumstances, Plan},
     room,
-    state::State,
+    state::{Filtering, State},
     tables::{Table, Tables},
 };
 
@@ -95,7 +95,7 @@ pub fn fill(
     if let (true, [(_, name)]) = (state.uplinks.is_empty(), &plan.uplinks[..]) {
         state.followed.clone_from(name);
     }
-    settings::settle(tables, state)?;
+    settings::settle(instance, tables, state)?;
     let moved = settle_maps(tables, &plan, facts, done)?;
     let leases = leases::settle(tables, &plan, facts)?;
     stations::settle(tables, &plan, facts)?;
@@ -220,7 +220,8 @@ fn settle_maps(tables: &Tables, plan: &Plan, facts: &Facts, done: &mut Reconcile
         }
     })?);
     note(settle(&tables.network, &plan.network, |key, value| {
-        format!("network {}/{} behind {}", key.address, key.prefix, facts.name_of(value.bridge))
+        let (bridge, filtering) = (facts.name_of(value.bridge), Filtering::of_flags(value.flags).name());
+        format!("network {}/{} behind {bridge}, {filtering} filtering", key.address, key.prefix)
     })?);
     let untranslated: Vec<_> = plan.untranslated.iter().map(|key| (*key, 1)).collect();
     note(settle(&tables.untranslated, &untranslated, |key, _| {

@@ -5,6 +5,8 @@
 //! The kernel's maps and links are the running state; this is the wish, plus the records that `down` needs. It is
 //! written whole to a temporary file, synced and renamed, so a reader never sees half of it.
 
+mod wish;
+
 use std::{
     collections::{BTreeMap, BTreeSet},
     fs::{self, File, OpenOptions},
@@ -19,6 +21,7 @@ use ipnet::Ipv4Net;
 use nix::fcntl::{Flock, FlockArg};
 use serde::{Deserialize, Serialize};
 
+pub use self::wish::{Bridge, Filtering, GuestQuotas};
 use crate::{
     error::Error,
     forwards::{
@@ -58,16 +61,6 @@ impl HookMode {
             Self::Clsact => "clsact",
         }
     }
-}
-
-/// A bridge, and the networks that stand behind it.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Bridge {
-    /// Name of the interface.
-    pub name: String,
-    /// Networks that were named; the bridge's own subnets when empty.
-    #[serde(default)]
-    pub networks: Vec<Ipv4Net>,
 }
 
 /// A kernel setting that was changed.
@@ -114,6 +107,9 @@ pub struct State {
     pub flows: u32,
     /// Timeouts that differ from the defaults, in seconds, by name.
     pub timeouts: BTreeMap<String, u32>,
+    /// What each guest may take.
+    #[serde(default)]
+    pub quotas: GuestQuotas,
     /// Bridges.
     pub bridges: Vec<Bridge>,
     /// Uplinks by name; empty: the interface of the default route.
@@ -164,6 +160,7 @@ impl State {
             hook,
             flows: DEFAULT_FLOWS,
             timeouts: BTreeMap::new(),
+            quotas: GuestQuotas::default(),
             bridges: Vec::new(),
             uplinks: Vec::new(),
             followed: String::new(),
@@ -385,7 +382,9 @@ mod tests {
     #[test]
     fn state_survives_a_round_trip() {
         let mut state = State::new(HookMode::Tcx);
-        state.bridges.push(Bridge { name: "virbr0".into(), networks: vec!["10.0.0.0/24".parse().unwrap()] });
+        state
+            .bridges
+            .push(Bridge { networks: vec!["10.0.0.0/24".parse().unwrap()], ..Bridge::new("virbr0") });
         let wish = crate::forwards::Wish::plain("8080:10.0.0.2:80".parse().unwrap());
         state.forwards.push(PortForward { id: 1, wish });
         state.qdiscs.insert(3, "eth0".into());

@@ -11,6 +11,7 @@ use crate::{
     facts, link,
     paths::Instance,
     reconcile::sysctls,
+    rest::Snapshot,
     room,
     state::{self, HookMode, Lock, State},
     tables::Tables,
@@ -67,6 +68,13 @@ pub async fn teardown(instance: &Instance, handle: &Handle) -> Result<TornDown> 
     let synced = link::detach_all(instance, handle, &mut state).await;
     done.removed.extend(synced.changes);
     done.failures.extend(synced.failures.iter().map(|failure| format!("{failure:#}")));
+    // No program opens a mapping any more.
+    if let Ok(tables) = Tables::open(instance) {
+        // A full disk is no reason to stay.
+        if let Err(error) = Snapshot::take(&tables).and_then(|mappings| mappings.save(instance, true)) {
+            tracing::warn!("freed ports will not rest after the next `up`: {error:#}");
+        }
+    }
     done.note(room::remove(instance));
     match dataplane::unpin(instance) {
         Ok(false) => {}

@@ -17,6 +17,7 @@ macro_rules! on_both_hooks {
 
 mod commands;
 mod errors;
+mod filtering;
 mod firewalls;
 mod forwards;
 mod hostile;
@@ -24,6 +25,8 @@ mod lab_itself;
 mod life;
 mod neighbours;
 mod path;
+mod quotas;
+mod rest;
 mod rfc;
 mod room;
 mod sources;

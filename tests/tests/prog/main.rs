@@ -26,5 +26,6 @@ mod ports;
 mod protocols;
 mod quotas;
 mod reaper;
+mod rest;
 mod rig;
 mod sums;

@@ -5,6 +5,7 @@ mod counters;
 mod dnat;
 mod down;
 mod flows;
+mod guests;
 mod leases;
 mod logs;
 mod network;
@@ -59,6 +60,7 @@ enum Command {
     Dnat(dnat::Args),
     Flows(flows::Args),
     Leases(leases::Args),
+    Guests(guests::Args),
     Counters(counters::Args),
     Logs(logs::Args),
     #[command(hide = true)]
@@ -80,6 +82,7 @@ pub async fn run(cli: Cli) -> Result<()> {
         Command::Dnat(args) => dnat::run(&instance, args).await,
         Command::Flows(args) => flows::run(&instance, &args),
         Command::Leases(args) => leases::run(&instance, &args),
+        Command::Guests(args) => guests::run(&instance, &args),
         Command::Counters(args) => counters::run(&instance, &args),
         Command::Logs(args) => logs::run(&instance, &args),
         Command::Agent(args) => agent::run(&instance, &args).await,

@@ -1,5 +1,7 @@
 //! `vmnat network`: bridges and the subnets behind them.
 
+use std::fmt::Write as _;
+
 use anyhow::Result;
 use clap::Subcommand;
 use ipnet::Ipv4Net;
@@ -13,7 +15,7 @@ use crate::{
     paths::Instance,
     plan, reconcile,
     report::{self as listing, Column},
-    state::{self, Bridge, State},
+    state::{self, Bridge, Filtering, State},
 };
 
 /// Add, remove or list bridges and the networks behind them
@@ -25,12 +27,15 @@ pub struct Args {
 
 #[derive(Clone, Debug, Subcommand)]
 enum Action {
-    /// Serve a further bridge; live flows of others are not touched
+    /// Serve a further bridge, or change one; live flows are not touched
     Add {
         /// The bridge
         bridge: String,
         /// Its networks; the bridge's own subnets when none is given
         networks: Vec<Ipv4Net>,
+        /// Who may answer to the mapped ports of its guests [default: address-and-port-dependent]
+        #[arg(long, value_name = "FILTERING")]
+        filtering: Option<up::FilteringWish>,
     },
     /// Serve a bridge no more; its guests' flows end
     Rm {
@@ -51,6 +56,8 @@ pub(super) struct Row {
     pub(super) bridge: String,
     pub(super) gateway: Option<String>,
     pub(super) ports: usize,
+    /// Who may answer to the mappings of its guests.
+    pub(super) filtering: Filtering,
     pub(super) present: bool,
 }
 
@@ -60,19 +67,34 @@ pub(super) struct Row {
 /// When the change cannot be made.
 pub async fn run(instance: &Instance, args: Args) -> Result<()> {
     match args.action {
-        Action::Add { bridge, networks } => add(instance, bridge, networks).await,
+        Action::Add { bridge, networks, filtering } => {
+            add(instance, bridge, networks, filtering.map(Filtering::from)).await
+        }
         Action::Rm { bridge } => remove(instance, &bridge).await,
         Action::List { json } => list(instance, json).await,
     }
 }
 
-async fn add(instance: &Instance, name: String, networks: Vec<Ipv4Net>) -> Result<()> {
+async fn add(
+    instance: &Instance,
+    name: String,
+    networks: Vec<Ipv4Net>,
+    filtering: Option<Filtering>,
+) -> Result<()> {
     let mut change = Change::begin(instance).await?;
     up::check_bridge(&change.facts, &name)?;
-    let networks = networks.into_iter().map(|network| network.trunc()).collect();
+    let networks: Vec<Ipv4Net> = networks.into_iter().map(|network| network.trunc()).collect();
     match change.state.bridges.iter_mut().find(|bridge| bridge.name == name) {
-        Some(bridge) => bridge.networks = networks,
-        None => change.state.bridges.push(Bridge { name, networks }),
+        Some(bridge) => {
+            // To name the filtering alone changes nothing else.
+            if filtering.is_none() || !networks.is_empty() {
+                bridge.networks = networks;
+            }
+            bridge.filtering = filtering.unwrap_or(bridge.filtering);
+        }
+        None => {
+            change.state.bridges.push(Bridge { name, networks, filtering: filtering.unwrap_or_default() });
+        }
     }
     reconcile::admit(instance, &change.state, &change.facts)?;
     report(&change.apply().await?, "nothing to change")
@@ -100,14 +122,24 @@ pub(super) fn rows(state: &State, facts: &Facts) -> Vec<Row> {
     let mut rows = Vec::new();
     for bridge in &state.bridges {
         let Some(link) = facts.link(&bridge.name) else {
-            let name = bridge.name.clone();
-            rows.push(Row { network: None, bridge: name, gateway: None, ports: 0, present: false });
+            let (name, filtering) = (bridge.name.clone(), bridge.filtering);
+            rows.push(Row {
+                network: None,
+                bridge: name,
+                gateway: None,
+                ports: 0,
+                filtering,
+                present: false,
+            });
             continue;
         };
         let ports = facts.ports_of(link.index).count();
         let networks = plan::networks(state, facts, &[link]);
-        let row =
-            |network, gateway| Row { network, bridge: link.name.clone(), gateway, ports, present: true };
+        let filtering = bridge.filtering;
+        let row = |network, gateway| {
+            let bridge = link.name.clone();
+            Row { network, bridge, gateway, ports, filtering, present: true }
+        };
         if networks.is_empty() {
             rows.push(row(None, None));
         }
@@ -120,17 +152,48 @@ pub(super) fn rows(state: &State, facts: &Facts) -> Vec<Row> {
 }
 
 pub(super) fn text(rows: &[Row]) -> String {
-    const COLUMNS: [Column; 4] =
-        [Column::Text("NETWORK"), Column::Text("BRIDGE"), Column::Text("GATEWAY"), Column::Number("PORTS")];
+    const COLUMNS: [Column; 5] = [
+        Column::Text("NETWORK"),
+        Column::Text("BRIDGE"),
+        Column::Text("GATEWAY"),
+        Column::Number("PORTS"),
+        Column::Text("FILTERING"),
+    ];
     if rows.is_empty() {
         return "no networks\n".to_owned();
     }
-    listing::table(&COLUMNS, rows.iter().map(cells))
+    let mut text = listing::table(&COLUMNS, rows.iter().map(cells));
+    for row in rows.iter().filter(|row| row.filtering == Filtering::EndpointIndependent) {
+        let of = row.network.map_or_else(|| row.bridge.clone(), |network| network.to_string());
+        // Writing to a string cannot fail.
+        let _ = writeln!(text, "note: anyone who knows a mapped port reaches the guest, in {of}");
+    }
+    text
 }
 
-fn cells(row: &Row) -> [String; 4] {
-    let Row { network, bridge, gateway, ports, present } = row;
+fn cells(row: &Row) -> [String; 5] {
+    let Row { network, bridge, gateway, ports, filtering, present } = row;
     let bridge = if *present { bridge.clone() } else { format!("{bridge} (not there)") };
     let network = network.map_or_else(|| "none".to_owned(), |network| network.to_string());
-    [network, bridge, gateway.clone().unwrap_or_else(|| "none".to_owned()), ports.to_string()]
+    let gateway = gateway.clone().unwrap_or_else(|| "none".to_owned());
+    [network, bridge, gateway, ports.to_string(), filtering.name().to_owned()]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_open_network_is_told_plainly() {
+        let row = Row {
+            network: "192.168.122.0/24".parse().ok(),
+            bridge: "virbr0".into(),
+            gateway: None,
+            ports: 2,
+            filtering: Filtering::EndpointIndependent,
+            present: true,
+        };
+        let plain = "anyone who knows a mapped port reaches the guest, in 192.168.122.0/24";
+        assert!(text(&[row]).contains(plain));
+    }
 }

@@ -6,11 +6,12 @@ use anyhow::Result;
 use serde::Serialize;
 use tokio::time::sleep;
 
-use super::{network, print, uplink};
+use super::{guests, network, print, uplink};
 use crate::{
     agent, change,
     dataplane::program::{self, HostProgram},
     error::Error,
+    events::{self, Event},
     facts,
     facts::Facts,
     flows::{self, Filter},
@@ -20,7 +21,7 @@ use crate::{
     rawbpf,
     report::{self, Column},
     room,
-    state::{self, HookMode, State},
+    state::{self, GuestQuotas, HookMode, State},
     tables::Tables,
 };
 
@@ -51,6 +52,8 @@ struct Status {
     flows: u64,
     flows_max: u32,
     port_forwards: usize,
+    guest_quotas: GuestQuotas,
+    events: Vec<Event>,
     agent: AgentRow,
     warnings: Vec<String>,
     firewall_forward_rules_apply: bool,
@@ -121,6 +124,9 @@ fn missing(agent_runs: bool, hooks: &[HookRow]) -> Option<String> {
 fn status(instance: &Instance, state: State, tables: &Tables, facts: &Facts) -> Result<Status> {
     let hooks = hooks(instance, &state, tables, facts);
     let pid = agent::running(instance).map(nix::unistd::Pid::as_raw);
+    let events = events::recent(instance)?;
+    let warnings =
+        state.warnings.iter().cloned().chain(events.iter().map(|event| event.text.clone())).collect();
     Ok(Status {
         instance: instance.to_string(),
         version: env!("CARGO_PKG_VERSION"),
@@ -132,8 +138,10 @@ fn status(instance: &Instance, state: State, tables: &Tables, facts: &Facts) -> 
         flows: flows::count(tables, &Filter::default())?,
         flows_max: state.flows,
         port_forwards: state.forwards.len(),
+        guest_quotas: state.quotas,
+        events,
         agent: AgentRow { pid, log: state.log },
-        warnings: state.warnings,
+        warnings,
         firewall_forward_rules_apply: false,
         ipv6: "passes untouched",
     })
@@ -212,13 +220,14 @@ fn text(status: &Status) -> String {
     let percent = status.flows.saturating_mul(100).checked_div(u64::from(status.flows_max)).unwrap_or(0);
     let mut text = format!(
         "instance     {} (vmnat {})\nagent        {agent}\nlog          {}\nflows        {} of {} ({percent} %)\n\
-         forwards     {}\nattached by  {}\nfirewall     FORWARD rules of the host's firewall do not apply to these guests\n\
+         each guest   {}\nforwards     {}\nattached by  {}\nfirewall     FORWARD rules of the host's firewall do not apply to these guests\n\
          IPv6         {}\n\n",
         status.instance,
         status.version,
         status.agent.log,
         report::number(status.flows),
         report::number(status.flows_max.into()),
+        guests::quotas(&status.guest_quotas),
         status.port_forwards,
         status.hook_mode,
         status.ipv6,

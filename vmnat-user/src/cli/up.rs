@@ -1,6 +1,7 @@
 //! `vmnat up`: puts guests online.
 
 mod interfaces;
+mod limits;
 mod merge;
 
 use std::{path::PathBuf, time::Duration};
@@ -10,7 +11,10 @@ use clap::ValueEnum;
 use ipnet::Ipv4Net;
 use rtnetlink::Handle;
 
-pub(super) use self::interfaces::{check_bridge, check_uplink};
+pub(super) use self::{
+    interfaces::{check_bridge, check_uplink},
+    limits::FilteringWish,
+};
 use super::{duration, print};
 use crate::{
     agent,
@@ -31,6 +35,8 @@ Examples:
   vmnat up --bridge virbr0                                 by the interface of the default route
   vmnat up --bridge virbr0 --bridge br1 --uplink enp3s0    two bridges, one uplink
   vmnat up --bridge br0 --network 10.0.0.0/16              guests beyond the bridge's own subnet
+  vmnat up --bridge virbr0 --filtering endpoint-independent   guests that are called, as by games and WebRTC
+  vmnat up --guest-flows 4096                              change a quota of what runs
   vmnat up --bridge virbr0 --wait 30s --foreground         in a service or a container
 ";
 
@@ -67,6 +73,8 @@ pub struct Args {
     /// Flows that the table holds [default: 262144]
     #[arg(long, value_name = "NUMBER", value_parser = clap::value_parser!(u32).range(1_024..=16_777_216))]
     flows: Option<u32>,
+    #[command(flatten)]
+    limits: limits::Limits,
     #[arg(long = "timeout", value_name = "KIND=SECONDS", value_parser = timeout, help_heading = "Advanced",
           help = timeout_help())]
     timeouts: Vec<(String, u32)>,

@@ -14,10 +14,10 @@ use vmnat_common::{
 };
 
 use super::{idle, life, other_half, reap, removals};
-use crate::tables::Tables;
+use crate::{guests::Census, tables::Tables};
 
 /// What an expiry found and did.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Expired {
     /// Flows in the table when it was read.
     pub flows: u64,
@@ -25,6 +25,8 @@ pub struct Expired {
     pub removed: u64,
     /// Mappings that were removed.
     pub mappings: u64,
+    /// What each guest had when it was read.
+    pub census: Census,
 }
 
 /// Nominates what has outlived its timeout at `now` (jiffies, [`crate::tables::Clock::stamp`]): flows by the guest's
@@ -39,6 +41,7 @@ pub fn expire(tables: &Tables, now: u32) -> Result<Expired> {
     for batch in tables.flows() {
         let batch = batch.context("read the flow table")?;
         for (key, session) in &batch {
+            expired.census.note(key, session);
             let is_guest = key.side == Side::Guest as u8;
             expired.flows = expired.flows.saturating_add(u64::from(is_guest));
             let nominated = if is_guest {

@@ -272,7 +272,7 @@ mod tests {
 
     fn host() -> (State, Facts) {
         let mut state = State::new(HookMode::Tcx);
-        state.bridges.push(Bridge { name: "virbr0".into(), networks: Vec::new() });
+        state.bridges.push(Bridge::new("virbr0"));
         state.uplinks.push("enp3s0".into());
         let link = |index, name: &str| LinkFact { index, name: name.into(), ..LinkFact::default() };
         let address = |index, octets| AddressFact {

@@ -1,23 +1,35 @@
 //! Settings and port pool.
 
-use std::{fs::File, io::Read as _, ops::RangeInclusive};
+use std::{fs::File, io::Read as _, ops::RangeInclusive, time::Duration};
 
 use anyhow::{Context as _, Result, bail};
-use vmnat_common::{Protocol, SCHEMA_VERSION, quota::Quotas, settings::Settings, timeout::Timeouts};
+use tracing::info;
+use vmnat_common::{Protocol, SCHEMA_VERSION, settings::Settings, timeout::Timeouts};
 
 use crate::{
     forwards::ForwardSpec,
     host_ports::{self, DEFAULT_RANGE},
     netns,
+    paths::Instance,
+    rest::Snapshot,
     state::State,
     tables::Tables,
 };
 
-/// Writes what differs. Secret, clock rate and generation stay once they are chosen.
-pub(super) fn settle(tables: &Tables, state: &State) -> Result<()> {
+/// Writes what differs. Secret, clock rate and generation stay once they are chosen. Where the maps are fresh, the ports of
+/// those that were lost get their rest, before any program hands out ports.
+pub(super) fn settle(instance: &Instance, tables: &Tables, state: &State) -> Result<()> {
     let current = tables.settings()?;
     let hertz = if current.hertz == 0 { tables.find_hertz()? } else { current.hertz };
-    let secret = if current.secret == [0, 0] { random()? } else { current.secret };
+    let timeouts = timeouts(state)?;
+    let is_fresh = current.secret == [0, 0];
+    let rest = Duration::from_secs(timeouts.mapping_rest.into());
+    let lost = if is_fresh { Snapshot::load(instance, rest) } else { None };
+    let secret = match &lost {
+        Some(lost) => lost.secret,
+        None if is_fresh => random()?,
+        None => current.secret,
+    };
     let pool = settle_pool(tables, state)?;
     let wanted = Settings {
         schema: SCHEMA_VERSION,
@@ -26,11 +38,15 @@ pub(super) fn settle(tables: &Tables, state: &State) -> Result<()> {
         secret,
         pool_first: pool.first,
         pool_last: pool.last,
-        timeouts: timeouts(state)?.in_jiffies(hertz),
-        quotas: Quotas::DEFAULT,
+        timeouts: timeouts.in_jiffies(hertz),
+        quotas: state.quotas.into(),
         netns_cookie: netns::cookie().context("ask for the network namespace's cookie")?,
         ..current
     };
+    let restored = lost.map_or(Ok(0), |lost| lost.restore(tables))?;
+    if restored > 0 {
+        info!("the ports of {restored} mappings rest for {} s, and are their owners' again", rest.as_secs());
+    }
     if wanted != current {
         tables.set_settings(&wanted)?;
     }

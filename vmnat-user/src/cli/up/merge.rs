@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use anyhow::Result;
 
-use super::Args;
+use super::{Args, limits};
 use crate::{
     cli::uplink,
     error::Error,
@@ -22,7 +22,7 @@ pub(super) fn merge(state: &mut State, known: Option<&State>, args: &Args, facts
     }
     for bridge in &args.bridges {
         if !state.bridges.iter().any(|known| known.name == *bridge) {
-            state.bridges.push(Bridge { name: bridge.clone(), networks: Vec::new() });
+            state.bridges.push(Bridge::new(bridge));
         }
     }
     for name in &args.uplinks {
@@ -34,6 +34,7 @@ pub(super) fn merge(state: &mut State, known: Option<&State>, args: &Args, facts
     }
     state.uplinks.dedup();
     merge_networks(state, args)?;
+    limits::merge(state, &args.limits, &args.bridges);
     for network in &args.untranslated {
         match network {
             None => state.untranslated.clear(),

@@ -1,0 +1,116 @@
+//! The parts of the wish: bridges with the filtering of their networks, and what a guest may take.
+
+use ipnet::Ipv4Net;
+use serde::{Deserialize, Serialize};
+use vmnat_common::{network::NetworkFlags, quota::Quotas};
+
+/// A bridge, and the networks that stand behind it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Bridge {
+    /// Name of the interface.
+    pub name: String,
+    /// Networks that were named; the bridge's own subnets when empty.
+    #[serde(default)]
+    pub networks: Vec<Ipv4Net>,
+    /// Who may answer to the mappings of its guests.
+    #[serde(default)]
+    pub filtering: Filtering,
+}
+
+impl Bridge {
+    /// A bridge with its own subnets and the usual filtering.
+    #[must_use]
+    pub fn new(name: impl Into<String>) -> Self {
+        Self { name: name.into(), networks: Vec::new(), filtering: Filtering::default() }
+    }
+}
+
+/// Who may send to the external endpoint of a guest's mapping, in the words of RFC 4787.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Filtering {
+    /// The endpoints alone to which the guest has sent from it.
+    #[default]
+    AddressAndPortDependent,
+    /// Anyone.
+    EndpointIndependent,
+}
+
+impl Filtering {
+    /// The words for it.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::AddressAndPortDependent => "address-and-port-dependent",
+            Self::EndpointIndependent => "endpoint-independent",
+        }
+    }
+
+    /// Bits of [`vmnat_common::network::Network::flags`].
+    #[must_use]
+    pub const fn flags(self) -> u32 {
+        match self {
+            Self::AddressAndPortDependent => 0,
+            Self::EndpointIndependent => NetworkFlags::OPEN_TO_ALL,
+        }
+    }
+
+    /// The filtering that these bits mean.
+    #[must_use]
+    pub const fn of_flags(flags: u32) -> Self {
+        if flags & NetworkFlags::OPEN_TO_ALL == 0 {
+            Self::AddressAndPortDependent
+        } else {
+            Self::EndpointIndependent
+        }
+    }
+}
+
+/// What each guest may take; zero is no limit.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct GuestQuotas {
+    /// Flows at a time.
+    pub flows: u32,
+    /// TCP flows at a time whose handshake is not complete.
+    pub half_open: u32,
+    /// New flows a second, on average.
+    pub rate: u32,
+    /// New flows at once, after a rest.
+    pub burst: u32,
+}
+
+impl Default for GuestQuotas {
+    fn default() -> Self {
+        let Quotas { flows, half_open, rate, burst } = Quotas::DEFAULT;
+        Self { flows, half_open, rate, burst }
+    }
+}
+
+impl From<GuestQuotas> for Quotas {
+    fn from(quotas: GuestQuotas) -> Self {
+        let GuestQuotas { flows, half_open, rate, burst } = quotas;
+        Self { flows, half_open, rate, burst }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn filtering_and_its_bits_are_one() {
+        for filtering in [Filtering::AddressAndPortDependent, Filtering::EndpointIndependent] {
+            assert_eq!(Filtering::of_flags(filtering.flags()), filtering);
+            assert_eq!(serde_json::to_string(&filtering).unwrap(), format!("\"{}\"", filtering.name()));
+        }
+    }
+
+    #[test]
+    fn a_state_from_before_there_were_quotas_has_the_usual_ones() {
+        let bridge: Bridge = serde_json::from_str(r#"{"name":"virbr0"}"#).unwrap();
+        assert_eq!(bridge, Bridge::new("virbr0"));
+        let quotas: GuestQuotas = serde_json::from_str(r#"{"flows":7}"#).unwrap();
+        assert_eq!(quotas, GuestQuotas { flows: 7, ..GuestQuotas::default() });
+    }
+}
