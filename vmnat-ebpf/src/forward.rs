@@ -138,7 +138,7 @@ pub fn open(ctx: &TcContext, packet: &Packet, in_if: u32) -> Result<(), Outcome>
 /// Opens the session of a guest's packet that turns round on the host, under the tuple that it has as it turns.
 #[inline(always)]
 pub fn open_turned(packet: &Packet, key: &FlowKey) -> Result<(), Outcome> {
-    let invited = invited(key).ok_or(Outcome::ToHost)?;
+    let invited = invited(key).or_else(|| itself(packet, key)).ok_or(Outcome::ToHost)?;
     admit(&invited, packet.key.source)?;
     session::may_open(packet)?;
     quota::check(invited.target.address, packet.tcp_flags)?;
@@ -184,6 +184,14 @@ fn invited(key: &FlowKey) -> Option<Guest> {
     }
     let (target, bridge) = filtering::open_to_all(key)?;
     Some(Guest { target, bridge, forward: 0, is_limited: false })
+}
+
+/// A guest that calls a mapping of its own, which no filter keeps from itself (RFC 4787 REQ-9).
+#[inline(always)]
+fn itself(packet: &Packet, key: &FlowKey) -> Option<Guest> {
+    let (target, network) = filtering::owner(key)?;
+    let is_own = target.address == packet.key.source;
+    is_own.then_some(Guest { target, bridge: network.bridge, forward: 0, is_limited: false })
 }
 
 #[inline(always)]

@@ -103,3 +103,15 @@ fn a_socket_reaches_itself_by_its_own_mapping() {
     assert_eq!((ran.outcome, ran.packet().destination), (Outcome::Hairpin, GUEST1));
     assert_eq!((ran.packet().source, ran.packet().ports()), (EXTERNAL, Some((5000, 5000))));
 }
+
+/// The same from another socket of the guest: nobody is filtered from himself, and siblings still are.
+#[test]
+fn a_guest_reaches_its_own_mappings() {
+    let mut rig = rig();
+    rig.run("outbound_port", PORT1, &question().bytes());
+    let ran = rig.run("outbound_port", PORT1, &Packet::udp(from_guest1(EXTERNAL), 6000, 5000, b"x").bytes());
+    assert_eq!((ran.outcome, ran.packet().destination), (Outcome::Hairpin, GUEST1));
+    assert_eq!((ran.packet().source, ran.packet().ports()), (EXTERNAL, Some((6000, 5000))));
+    let sibling = Packet::udp(from_guest2(EXTERNAL), 6000, 5000, b"x").bytes();
+    assert_eq!(rig.run("outbound_port", PORT2, &sibling).outcome, Outcome::ToHost);
+}

@@ -15,6 +15,7 @@ mod host;
 mod icmp;
 mod ip;
 mod offload;
+mod options;
 mod ports;
 mod room;
 mod scene;
