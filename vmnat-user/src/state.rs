@@ -21,7 +21,7 @@ use ipnet::Ipv4Net;
 use nix::fcntl::{Flock, FlockArg};
 use serde::{Deserialize, Serialize};
 
-pub use self::wish::{Bridge, Filtering, GuestQuotas};
+pub use self::wish::{Bridge, Filtering, GuestQuotas, PoolRange};
 use crate::{
     error::Error,
     forwards::{
@@ -110,6 +110,9 @@ pub struct State {
     /// What each guest may take.
     #[serde(default)]
     pub quotas: GuestQuotas,
+    /// The external ports from which guests get theirs.
+    #[serde(default)]
+    pub pool: PoolRange,
     /// Bridges.
     pub bridges: Vec<Bridge>,
     /// Uplinks by name; empty: the interface of the default route.
@@ -161,6 +164,7 @@ impl State {
             flows: DEFAULT_FLOWS,
             timeouts: BTreeMap::new(),
             quotas: GuestQuotas::default(),
+            pool: PoolRange::default(),
             bridges: Vec::new(),
             uplinks: Vec::new(),
             followed: String::new(),

@@ -19,6 +19,7 @@ on_both_hooks!(
     a_quota_changes_while_flows_go_on,
     a_flood_of_handshakes_through_a_forward_drains_by_itself,
     a_full_flow_table_is_told_and_ends_nothing,
+    guests_get_ports_of_the_pool_alone,
 );
 
 const SYN: u8 = 0x02;
@@ -180,4 +181,28 @@ fn a_full_flow_table_is_told_and_ends_nothing(hook: Hook) -> Result<()> {
     ensure!(lab.vmnat_ok(&["logs"])?.contains("flow_table_full"), "not in the log");
     lab.vmnat_ok(&["flows", "rm", "--guest", &guest_address(1)])?;
     lab.assert_sound_but_for_invalid_packets()
+}
+
+/// 1. a pool of 20000 to 20999: a guest's port in it is kept, others are changed into it; 2. another pool: the mapping that exists
+///    stays, further ones are in the other; 3. a pool that is all the host's is refused, and nothing changes.
+fn guests_get_ports_of_the_pool_alone(hook: Hook) -> Result<()> {
+    let mut lab = Lab::new()?;
+    lab.up_with(hook, &["--pool", "20000-20999"])?;
+    let port = |asker: &Asker| Ok::<_, anyhow::Error>(asker.ask(SERVER_ECHO)?.port());
+    let kept = Asker::new(lab.guest(1)?, 20_500)?;
+    ensure!(port(&kept)? == 20_500, "a port of the pool is changed");
+    let mut changed = Vec::new();
+    for _ in 0..20 {
+        changed.push(port(&Asker::new(lab.guest(1)?, 0)?)?);
+    }
+    ensure!(changed.iter().all(|port| (20_000..=20_999).contains(port)), "outside of the pool: {changed:?}");
+    lab.vmnat_ok(&["up", "--pool", "25000-25999"])?;
+    ensure!(port(&kept)? == 20_500, "a live mapping has moved");
+    let other = port(&Asker::new(lab.guest(2)?, 20_501)?)?;
+    ensure!((25_000..=25_999).contains(&other), "{other} is outside of the pool");
+    lab.refused_with(10, &["up", "--pool", "40000-50000"])?;
+    lab.refused_with(2, &["up", "--pool", "80-90"])?;
+    let status = lab.vmnat_ok(&["status"])?;
+    ensure!(status.contains("ports        25000 to 25999"), "{status}");
+    lab.assert_invariants()
 }

@@ -19,6 +19,7 @@ use crate::{
     paths::Instance,
     plan::{self, Circumstances},
     rawbpf,
+    reconcile::settings,
     report::{self, Column},
     room,
     state::{self, GuestQuotas, HookMode, State},
@@ -53,11 +54,22 @@ struct Status {
     flows_max: u32,
     port_forwards: usize,
     guest_quotas: GuestQuotas,
+    pool: PoolRow,
     events: Vec<Event>,
     agent: AgentRow,
     warnings: Vec<String>,
     firewall_forward_rules_apply: bool,
     ipv6: &'static str,
+}
+
+/// External ports of guests.
+#[derive(Debug, Serialize)]
+struct PoolRow {
+    first: u16,
+    last: u16,
+    /// Ports that the host leaves to guests.
+    free_tcp: u32,
+    free_udp: u32,
 }
 
 #[derive(Debug, Serialize)]
@@ -125,6 +137,7 @@ fn status(instance: &Instance, state: State, tables: &Tables, facts: &Facts) -> 
     let hooks = hooks(instance, &state, tables, facts);
     let pid = agent::running(instance).map(nix::unistd::Pid::as_raw);
     let events = events::recent(instance)?;
+    let pool = settings::pool(&state)?;
     let warnings =
         state.warnings.iter().cloned().chain(events.iter().map(|event| event.text.clone())).collect();
     Ok(Status {
@@ -139,6 +152,12 @@ fn status(instance: &Instance, state: State, tables: &Tables, facts: &Facts) -> 
         flows_max: state.flows,
         port_forwards: state.forwards.len(),
         guest_quotas: state.quotas,
+        pool: PoolRow {
+            first: pool.first,
+            last: pool.last,
+            free_tcp: pool.free_tcp,
+            free_udp: pool.free_udp,
+        },
         events,
         agent: AgentRow { pid, log: state.log },
         warnings,
@@ -220,7 +239,7 @@ fn text(status: &Status) -> String {
     let percent = status.flows.saturating_mul(100).checked_div(u64::from(status.flows_max)).unwrap_or(0);
     let mut text = format!(
         "instance     {} (vmnat {})\nagent        {agent}\nlog          {}\nflows        {} of {} ({percent} %)\n\
-         each guest   {}\nforwards     {}\nattached by  {}\nfirewall     FORWARD rules of the host's firewall do not apply to these guests\n\
+         each guest   {}\nports        {} to {}, of which guests may have {} for TCP and {} for UDP\nforwards     {}\nattached by  {}\nfirewall     FORWARD rules of the host's firewall do not apply to these guests\n\
          IPv6         {}\n\n",
         status.instance,
         status.version,
@@ -228,6 +247,10 @@ fn text(status: &Status) -> String {
         report::number(status.flows),
         report::number(status.flows_max.into()),
         guests::quotas(&status.guest_quotas),
+        status.pool.first,
+        status.pool.last,
+        report::number(status.pool.free_tcp.into()),
+        report::number(status.pool.free_udp.into()),
         status.port_forwards,
         status.hook_mode,
         status.ipv6,

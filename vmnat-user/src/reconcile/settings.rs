@@ -7,13 +7,7 @@ use tracing::info;
 use vmnat_common::{Protocol, SCHEMA_VERSION, settings::Settings, timeout::Timeouts};
 
 use crate::{
-    forwards::ForwardSpec,
-    host_ports::{self, DEFAULT_RANGE},
-    netns,
-    paths::Instance,
-    rest::Snapshot,
-    state::State,
-    tables::Tables,
+    forwards::ForwardSpec, host_ports, netns, paths::Instance, rest::Snapshot, state::State, tables::Tables,
 };
 
 /// Writes what differs. Secret, clock rate and generation stay once they are chosen. Where the maps are fresh, the ports of
@@ -55,15 +49,23 @@ pub(super) fn settle(instance: &Instance, tables: &Tables, state: &State) -> Res
 
 /// Takes the ports that the host holds, and those of forwards, out of the pool.
 fn settle_pool(tables: &Tables, state: &State) -> Result<host_ports::Pool> {
-    let forwards: Vec<(Protocol, RangeInclusive<u16>)> =
-        state.forwards.iter().flat_map(|forward| ports_of(&forward.wish.spec)).collect();
-    let pool = host_ports::pool(&DEFAULT_RANGE, &host_ports::taken()?, &forwards);
+    let pool = pool(state)?;
     for (index, word) in (0_u32..).zip(pool.words.iter()) {
         if tables.port_pool.get(&index)? != Some(*word) {
             tables.port_pool.set(&index, word)?;
         }
     }
     Ok(pool)
+}
+
+/// The masquerade pool that the wish and the host's ports leave.
+///
+/// # Errors
+/// When the kernel does not say which ports the host has.
+pub fn pool(state: &State) -> Result<host_ports::Pool> {
+    let forwards: Vec<(Protocol, RangeInclusive<u16>)> =
+        state.forwards.iter().flat_map(|forward| ports_of(&forward.wish.spec)).collect();
+    Ok(host_ports::pool(&state.pool.ports(), &host_ports::taken()?, &forwards))
 }
 
 fn ports_of(spec: &ForwardSpec) -> impl Iterator<Item = (Protocol, RangeInclusive<u16>)> {

@@ -1,8 +1,12 @@
 //! The parts of the wish: bridges with the filtering of their networks, and what a guest may take.
 
+use std::{fmt, ops::RangeInclusive, str::FromStr};
+
 use ipnet::Ipv4Net;
 use serde::{Deserialize, Serialize};
-use vmnat_common::{network::NetworkFlags, quota::Quotas};
+use vmnat_common::{network::NetworkFlags, port_range::FIRST_UNPRIVILEGED, quota::Quotas};
+
+use crate::host_ports::DEFAULT_RANGE;
 
 /// A bridge, and the networks that stand behind it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -66,6 +70,49 @@ impl Filtering {
     }
 }
 
+/// The external ports from which guests get theirs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PoolRange {
+    /// The first port.
+    pub first: u16,
+    /// The last port, above the first.
+    pub last: u16,
+}
+
+impl Default for PoolRange {
+    fn default() -> Self {
+        Self { first: *DEFAULT_RANGE.start(), last: *DEFAULT_RANGE.end() }
+    }
+}
+
+impl PoolRange {
+    /// The ports.
+    #[must_use]
+    pub const fn ports(self) -> RangeInclusive<u16> {
+        self.first..=self.last
+    }
+}
+
+impl fmt::Display for PoolRange {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}-{}", self.first, self.last)
+    }
+}
+
+impl FromStr for PoolRange {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let wrong =
+            || format!("\"{text}\" is no range such as 10000-30000, of two ports or more from 1024 on");
+        let (first, last) = text.split_once('-').ok_or_else(wrong)?;
+        match (first.parse(), last.parse()) {
+            (Ok(first), Ok(last)) if first >= FIRST_UNPRIVILEGED && first < last => Ok(Self { first, last }),
+            _ => Err(wrong()),
+        }
+    }
+}
+
 /// What each guest may take; zero is no limit.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
@@ -103,6 +150,15 @@ mod tests {
         for filtering in [Filtering::AddressAndPortDependent, Filtering::EndpointIndependent] {
             assert_eq!(Filtering::of_flags(filtering.flags()), filtering);
             assert_eq!(serde_json::to_string(&filtering).unwrap(), format!("\"{}\"", filtering.name()));
+        }
+    }
+
+    #[test]
+    fn a_pool_is_a_range_of_unprivileged_ports() {
+        assert_eq!("10000-30000".parse(), Ok(PoolRange { first: 10_000, last: 30_000 }));
+        assert_eq!(PoolRange::default().to_string(), "1024-65535");
+        for text in ["", "10000", "30000-10000", "10000-10000", "80-90", "1024-65536", "a-b", "1-2-3"] {
+            assert!(text.parse::<PoolRange>().is_err(), "{text}");
         }
     }
 

@@ -1,8 +1,14 @@
 //! What `up` says about who may call guests, and how much of what all share a guest may take.
 
+use anyhow::Result;
 use clap::ValueEnum;
 
-use crate::state::{Filtering, State};
+use crate::{
+    error::Error,
+    host_ports::Pool,
+    reconcile::settings,
+    state::{Filtering, PoolRange, State},
+};
 
 /// The most flows that a table can be made for.
 const MOST: i64 = 16_777_216;
@@ -31,6 +37,10 @@ pub(super) struct Limits {
     /// [default: address-and-port-dependent]
     #[arg(long, value_name = "FILTERING")]
     filtering: Option<FilteringWish>,
+    /// External ports from which guests get theirs, without those that the host may use itself
+    /// [default: 1024-65535]
+    #[arg(long, value_name = "FIRST-LAST")]
+    pool: Option<PoolRange>,
     /// Flows that one guest may have [default: 16384; 0: no limit]
     #[arg(long, value_name = "NUMBER", value_parser = clap::value_parser!(u32).range(0..=MOST), help_heading = GUESTS)]
     guest_flows: Option<u32>,
@@ -48,8 +58,11 @@ pub(super) struct Limits {
 const GUESTS: &str = "What one guest may take";
 
 /// Adds what was asked for to the state; `bridges` are those that were named.
-pub(super) fn merge(state: &mut State, args: &Limits, bridges: &[String]) {
-    let Limits { filtering, guest_flows, guest_half_open, guest_rate, guest_burst } = args;
+///
+/// # Errors
+/// When the host leaves nothing of the pool.
+pub(super) fn merge(state: &mut State, args: &Limits, bridges: &[String]) -> Result<()> {
+    let Limits { filtering, pool, guest_flows, guest_half_open, guest_rate, guest_burst } = args;
     if let Some(filtering) = filtering {
         let is_meant = |name: &String| bridges.is_empty() || bridges.contains(name);
         for bridge in state.bridges.iter_mut().filter(|bridge| is_meant(&bridge.name)) {
@@ -61,6 +74,21 @@ pub(super) fn merge(state: &mut State, args: &Limits, bridges: &[String]) {
     quotas.half_open = guest_half_open.unwrap_or(quotas.half_open);
     quotas.rate = guest_rate.unwrap_or(quotas.rate);
     quotas.burst = guest_burst.unwrap_or(quotas.burst);
+    if let Some(pool) = pool {
+        state.pool = *pool;
+        refuse_empty(*pool, &settings::pool(state)?)?;
+    }
+    Ok(())
+}
+
+fn refuse_empty(range: PoolRange, pool: &Pool) -> Result<(), Error> {
+    if pool.free_tcp > 0 && pool.free_udp > 0 {
+        return Ok(());
+    }
+    let what = format!("every port of the pool {range}");
+    let holder = "the host (`sysctl net.ipv4.ip_local_port_range`, its sockets) and port forwards".to_owned();
+    let hint = ": name a range beside the host's".to_owned();
+    Err(Error::Taken { what, holder, hint })
 }
 
 #[cfg(test)]
@@ -73,13 +101,21 @@ mod tests {
         let mut state = State::new(HookMode::Tcx);
         state.bridges = vec![Bridge::new("virbr0"), Bridge::new("virbr1")];
         let open = Limits { filtering: Some(FilteringWish::EndpointIndependent), ..Limits::default() };
-        merge(&mut state, &open, &["virbr1".to_owned()]);
+        merge(&mut state, &open, &["virbr1".to_owned()]).unwrap();
         let filtering: Vec<_> = state.bridges.iter().map(|bridge| bridge.filtering).collect();
         assert_eq!(filtering, [Filtering::AddressAndPortDependent, Filtering::EndpointIndependent]);
         assert_eq!(state.quotas, GuestQuotas::default());
-        merge(&mut state, &Limits { guest_flows: Some(0), ..Limits::default() }, &[]);
+        merge(&mut state, &Limits { guest_flows: Some(0), ..Limits::default() }, &[]).unwrap();
         assert_eq!(state.quotas, GuestQuotas { flows: 0, ..GuestQuotas::default() });
-        merge(&mut state, &open, &[]);
+        merge(&mut state, &open, &[]).unwrap();
         assert!(state.bridges.iter().all(|bridge| bridge.filtering == Filtering::EndpointIndependent));
+    }
+
+    #[test]
+    fn a_pool_of_which_nothing_is_left_is_refused() {
+        let range = "40000-50000".parse().unwrap();
+        let pool = |free| Pool { words: Box::default(), first: 0, last: 0, free_tcp: free, free_udp: 7 };
+        assert!(refuse_empty(range, &pool(1)).is_ok());
+        assert!(refuse_empty(range, &pool(0)).unwrap_err().to_string().contains("40000-50000"));
     }
 }

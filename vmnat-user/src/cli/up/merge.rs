@@ -34,7 +34,7 @@ pub(super) fn merge(state: &mut State, known: Option<&State>, args: &Args, facts
     }
     state.uplinks.dedup();
     merge_networks(state, args)?;
-    limits::merge(state, &args.limits, &args.bridges);
+    limits::merge(state, &args.limits, &args.bridges)?;
     for network in &args.untranslated {
         match network {
             None => state.untranslated.clear(),
