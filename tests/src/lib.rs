@@ -20,5 +20,6 @@
 )]
 
 pub mod boot;
+pub mod fuzz;
 pub mod guest;
 pub mod lab;

@@ -18,6 +18,8 @@ pub mod endpoint;
 pub mod flow;
 pub mod forward;
 pub mod fragment;
+#[cfg(any(test, fuzzing))]
+pub mod fuzzing;
 pub mod host;
 pub mod lease;
 pub mod mapping;

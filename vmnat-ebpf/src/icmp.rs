@@ -8,7 +8,7 @@ use vmnat_common::{
     Outcome,
     endpoint::Endpoint,
     flow::{FlowKey, Side},
-    session::Flags,
+    session::{Flags, Session},
     wire::icmp,
 };
 
@@ -60,9 +60,11 @@ pub fn outbound(ctx: &TcContext, packet: &Packet) -> Result<Outcome, Outcome> {
         return Err(Outcome::ErrorWithoutFlow);
     }
     let change = Change::of(session);
+    // Found before a byte is changed: the host may yet get the packet as its own.
+    let onward = if session.has(Flags::HAIRPIN) { Some(onward(&quote, change)?) } else { None };
     rewrite::quoted_destination(ctx, packet, &quote, change)?;
-    if session.has(Flags::HAIRPIN) {
-        return turn(ctx, packet, &quote, change);
+    if let Some(onward) = onward {
+        return turn(ctx, packet, &quote, change, onward);
     }
     rewrite::outer_source(ctx, packet, change)?;
     verdict::leave(ctx, Mark::translated(settings::get()?));
@@ -92,13 +94,24 @@ fn disguised(ctx: &TcContext, packet: &Packet) -> Result<Outcome, Outcome> {
     Ok(Outcome::Disguised)
 }
 
+/// The session by which the packet came that a guest's error is about, where that turned round on the host.
+#[inline(always)]
+fn onward(quote: &Quote, change: Change) -> Result<&'static Session, Outcome> {
+    let called = Endpoint::new(change.address, change.port);
+    let key = FlowKey::new(quote.protocol, Side::Uplink, called, quote.source);
+    session::find(&key)?.map(|session| &*session).ok_or(Outcome::ErrorWithoutFlow)
+}
+
 /// Takes an error about a packet that turned round on the host to the guest that had sent it. The quote's destination is
 /// the external endpoint by now, as the sender knows it.
 #[inline(always)]
-fn turn(ctx: &TcContext, packet: &Packet, quote: &Quote, change: Change) -> Result<Outcome, Outcome> {
-    let called = Endpoint::new(change.address, change.port);
-    let key = FlowKey::new(quote.protocol, Side::Uplink, called, quote.source);
-    let onward = session::find(&key)?.ok_or(Outcome::ErrorWithoutFlow)?;
+fn turn(
+    ctx: &TcContext,
+    packet: &Packet,
+    quote: &Quote,
+    change: Change,
+    onward: &Session,
+) -> Result<Outcome, Outcome> {
     let back = Change::of(onward);
     rewrite::quoted_source(ctx, packet, quote, back)?;
     rewrite::outer_both(ctx, packet, change, back)?;

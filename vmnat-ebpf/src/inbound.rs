@@ -64,13 +64,14 @@ fn invite(ctx: &TcContext, packet: &Packet) -> Result<(), Outcome> {
             result => return result,
         }
     }
-    if icmp::is_error(packet) {
+    // Any router may report an error (RFC 5508 REQ-4), but none outside has an address of a guest's network.
+    let uninvited = classify::uninvited(packet.key.source, packet.key.destination);
+    if uninvited == Outcome::NoFlow && icmp::is_error(packet) {
         match icmp::inbound(ctx, packet) {
             Err(Outcome::NoFlow) => {}
             Ok(outcome) | Err(outcome) => return Err(outcome),
         }
     }
-    let uninvited = classify::uninvited(packet.key.source, packet.key.destination);
     match (uninvited, packet.tracked) {
         (Outcome::NoFlow, Err(Outcome::Fragment)) => {
             Err(room::send_worlds(ctx, packet, Outcome::InboundFragment))

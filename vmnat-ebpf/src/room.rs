@@ -186,6 +186,10 @@ pub fn inward(ctx: &TcContext) -> Result<Outcome, Outcome> {
     if session.has(Flags::HOST) {
         return give_back(ctx, fragment::came_by(ctx, &packet));
     }
+    // A fragment went in before it was known whose it is, and so whether its last hop ends here.
+    if packet.ttl() <= 1 {
+        return Err(Outcome::InboundTtlExpired);
+    }
     let now = settings::jiffies();
     let epoch = settings::get()?.epoch(now);
     if session.epoch != epoch {

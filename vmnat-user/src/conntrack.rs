@@ -117,7 +117,7 @@ struct Tuple {
 }
 
 /// The translation in an entry; none where a guest's is not in it, or it has ended.
-fn decode(body: &[u8], networks: &[Ipv4Net]) -> Option<Translation> {
+pub(crate) fn decode(body: &[u8], networks: &[Ipv4Net]) -> Option<Translation> {
     let attributes = Attributes(body.get(NFGENMSG..)?);
     let original = tuple(attributes.find(attribute::TUPLE_ORIGINAL)?, Direction::Original)?;
     let reply = tuple(attributes.find(attribute::TUPLE_REPLY)?, Direction::Reply)?;

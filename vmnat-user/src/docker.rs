@@ -107,7 +107,7 @@ struct PortRow {
 }
 
 /// Reads an answer of `GET /containers/json`.
-fn read(answer: &str) -> Option<Vec<Published>> {
+pub(crate) fn read(answer: &str) -> Option<Vec<Published>> {
     let (head, body) = answer.split_once("\r\n\r\n")?;
     if head.split_whitespace().nth(1) != Some("200") {
         return None;

@@ -11,6 +11,8 @@ mod watch;
 use ipnet::Ipv4Net;
 use vmnat_common::{Address, Mac};
 
+#[cfg(any(test, fuzzing))]
+pub(crate) use self::{filters::decode_any as decode_filters, port_rules::decode_any as decode_port_rules};
 pub use self::{
     filters::{Filter, filters, has_plain_ingress},
     gather::gather,

@@ -76,7 +76,7 @@ pub fn sockets() -> Result<Sockets> {
 }
 
 /// A row: `sl local_address rem_address st tx:rx tr:tm retrnsmt uid timeout inode …`.
-fn row(protocol: Protocol, line: &str) -> Option<(u16, Socket)> {
+pub(crate) fn row(protocol: Protocol, line: &str) -> Option<(u16, Socket)> {
     let mut words = line.split_whitespace();
     let (address, port) = words.nth(1)?.split_once(':')?;
     let waits = if protocol == Protocol::Tcp { LISTENING } else { UNCONNECTED };

@@ -18,6 +18,8 @@ pub use self::{
     directory::{Directory, files},
     listing::{LeaseRow, list},
 };
+#[cfg(any(test, fuzzing))]
+pub(crate) use self::{dnsmasq::read as read_dnsmasq, libvirt::read as read_libvirt};
 
 /// What a source knows of a guest.
 #[derive(Clone, Debug, PartialEq, Eq)]

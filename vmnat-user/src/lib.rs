@@ -12,6 +12,8 @@ pub mod exit;
 pub mod facts;
 pub mod flows;
 pub mod forwards;
+#[cfg(any(test, fuzzing))]
+pub mod fuzzing;
 pub mod guests;
 pub mod host_ports;
 pub mod host_sockets;

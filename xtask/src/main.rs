@@ -5,6 +5,7 @@ mod check;
 mod command;
 mod demo;
 mod docs;
+mod fuzz;
 mod object;
 mod project;
 mod setup;
@@ -26,6 +27,7 @@ enum Task {
     Bench(bench::Args),
     Object(object::Args),
     Docs(docs::Args),
+    Fuzz(fuzz::Args),
 }
 
 fn main() -> ExitCode {
@@ -37,6 +39,7 @@ fn main() -> ExitCode {
         Task::Bench(args) => bench::run(&args),
         Task::Object(args) => object::run(&args),
         Task::Docs(args) => docs::run(&args),
+        Task::Fuzz(args) => fuzz::run(&args),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,

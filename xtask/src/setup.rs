@@ -3,6 +3,7 @@
 //! Quick when nothing is missing: every thing is looked for by the file or command that is needed, so that a
 //! machine that got it another way is left alone.
 
+pub mod cargo_fuzz;
 pub mod guest_kernel;
 pub mod guest_root;
 mod kernel;

@@ -126,6 +126,18 @@ fn errors_about_nothing_of_a_guests_are_the_hosts() {
     }
 }
 
+/// Any router may report an error, but no router outside has an address of a guest's network.
+#[test]
+fn an_error_with_a_guests_source_does_not_come_in() {
+    let mut rig = Rig::new();
+    let quoted = left(&mut rig, &question());
+    for forged in [[192, 168, 122, 1], [192, 168, 122, 11], [192, 168, 123, 9]] {
+        let packet = error(from_world(forged), 3, 1, &quoted, quoted.len());
+        let ran = rig.run("inbound", UPLINK, &packet.bytes());
+        assert_eq!((ran.outcome, ran.code), (Outcome::PrivateSource, DROP));
+    }
+}
+
 #[test]
 fn an_error_of_a_guest_leaves_with_the_external_tuple_quoted() {
     let mut rig = Rig::new();

@@ -11,7 +11,7 @@ use super::rig::{
 const MORE: u16 = 0x2000;
 
 /// A datagram in parts of `size` bytes of its body, with right checksums, all with one identification.
-fn parts(whole: &Packet, identification: u16, size: usize) -> Vec<Vec<u8>> {
+pub fn parts(whole: &Packet, identification: u16, size: usize) -> Vec<Vec<u8>> {
     // The checksum covers the whole body, so it is taken from the whole datagram.
     let body = whole.bytes()[34..].to_vec();
     let last = body.chunks(size).count() - 1;
@@ -166,10 +166,24 @@ fn a_datagram_out_of_order_goes_by_the_room_as_a_whole() {
     assert_eq!(rig.flows(), 2);
 }
 
-fn from_room(mut frame: Vec<u8>, mac: [u8; 6]) -> Vec<u8> {
+pub fn from_room(mut frame: Vec<u8>, mac: [u8; 6]) -> Vec<u8> {
     frame[..6].copy_from_slice(&mac);
     frame[6..12].copy_from_slice(&mac);
     frame
+}
+
+/// It went into the room before it was known whose it is; out of it it goes to nobody without a hop left.
+#[test]
+fn a_datagram_whose_last_hop_was_the_host_reaches_no_guest() {
+    let mut rig = Rig::new();
+    rig.room();
+    rig.run("outbound_port", PORT1, &Packet::udp(from_guest1(SERVER), 5000, 7, b"q").bytes());
+    let mut answer = datagram(from_world(SERVER), 7, 5000);
+    for (hops, outcome) in [(1, Outcome::InboundTtlExpired), (2, Outcome::TranslatedInbound)] {
+        answer.ttl = hops;
+        let frame = from_room(answer.bytes(), room::INNER_MAC.bytes());
+        assert_eq!(rig.run("room_inward", ROOM_INNER, &frame).outcome, outcome);
+    }
 }
 
 /// The same from the world: for a guest it is translated behind the room, the host's own is given back to the uplink, and passes.

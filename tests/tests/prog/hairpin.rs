@@ -162,3 +162,20 @@ fn an_error_turns_round_too() {
     let ran = rig.run(PROGRAM, PORT1, &about_host.bytes());
     assert_eq!((ran.code, ran.outcome), (PASS, Outcome::ToHost));
 }
+
+/// The half that leads on may be missing where the table was full: the host gets the guest's error as it was sent.
+#[test]
+fn an_error_that_cannot_turn_round_passes_as_it_is() {
+    let mut rig = rig();
+    let request = Packet::udp(from_guest2(EXTERNAL), 5000, 8080, b"request");
+    let received = rig.run(PROGRAM, PORT2, &request.bytes()).frame[14..].to_vec();
+    let flows = rig.tables.flow.entries().unwrap();
+    let onward = flows
+        .iter()
+        .map(|(key, _)| key)
+        .find(|key| key.side == Side::Uplink as u8 && key.source_port.number() == 8080);
+    assert!(rig.tables.flow.remove(onward.expect("the half that leads on")).unwrap());
+    let report = error(from_guest1(EXTERNAL), 3, 3, &received, received.len()).bytes();
+    let ran = rig.run(PROGRAM, PORT1, &report);
+    assert_eq!((ran.code, ran.outcome, ran.frame), (PASS, Outcome::ToHost, report));
+}

@@ -17,6 +17,7 @@ mod errors;
 mod filtering;
 mod forwards;
 mod fragments;
+mod fuzz;
 mod guard;
 mod hairpin;
 mod inbound;

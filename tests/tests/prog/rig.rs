@@ -241,6 +241,11 @@ impl Rig {
         });
     }
 
+    /// Closes the guests' mappings to all who were not asked.
+    pub fn closed_to_strangers(&self) {
+        self.network([192, 168, 122, 0], BRIDGE, GATEWAY);
+    }
+
     /// Opens the guests' mappings to everybody.
     pub fn open_to_all(&self) {
         let key = NetworkKey { prefix: 24, address: [192, 168, 122, 0].into_address() };
@@ -288,6 +293,11 @@ impl Rig {
         out.truncate(result.data_size_out as usize);
         let code = result.return_value.cast_signed();
         Ran { code, frame: out, outcome: self.counted() }
+    }
+
+    /// Does without what was counted since the last look, after a run that was not looked at.
+    pub fn forget_counts(&mut self) {
+        self.before = self.tables.outcomes().unwrap();
     }
 
     /// The one outcome that was counted since the last look.

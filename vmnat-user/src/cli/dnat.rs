@@ -2,7 +2,7 @@
 
 mod add;
 mod exists;
-mod file;
+pub(crate) mod file;
 mod list;
 mod remove;
 

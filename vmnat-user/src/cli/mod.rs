@@ -2,7 +2,7 @@
 
 mod agent;
 mod counters;
-mod dnat;
+pub(crate) mod dnat;
 mod down;
 mod flows;
 mod guests;

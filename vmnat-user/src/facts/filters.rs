@@ -109,6 +109,13 @@ fn decode(message: Message<'_>) -> Option<Filter> {
 }
 
 /// A string up to its terminating zero.
+/// Decodes any body, for the fuzz target.
+#[cfg(any(test, fuzzing))]
+pub(crate) fn decode_any(body: &[u8]) {
+    let _ = decode(Message { kind: 44, body });
+    let _ = is_plain_ingress(Message { kind: 36, body }, 7);
+}
+
 fn text(bytes: &[u8]) -> String {
     let end = bytes.iter().position(|byte| *byte == 0).unwrap_or(bytes.len());
     String::from_utf8_lossy(bytes.get(..end).unwrap_or_default()).into_owned()

@@ -232,6 +232,18 @@ fn add(concerns: &mut Vec<Concern>, base: &Base, ports: Ports) {
     }
 }
 
+/// Decodes any body, for the fuzz target.
+#[cfg(any(test, fuzzing))]
+pub(crate) fn decode_any(body: &[u8]) {
+    let mut ruleset = Ruleset::default();
+    ruleset.bases.extend(decode::base(body));
+    if let Some((place, rule)) = decode::rule(body) {
+        ruleset.sets.insert(place.clone(), decode::elements(body));
+        ruleset.rules.entry(place).or_default().push(rule);
+    }
+    let _ = ruleset.concerns().concerning("vnet0", "virbr0");
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -54,7 +54,7 @@ pub fn load(instance: &Instance) -> Result<Option<Store>> {
     parse(&text).map(Some).map_err(|why| Error::BadStore { path, why }.into())
 }
 
-fn parse(text: &str) -> Result<Store, String> {
+pub(crate) fn parse(text: &str) -> Result<Store, String> {
     #[derive(Deserialize)]
     struct Versioned {
         version: u32,

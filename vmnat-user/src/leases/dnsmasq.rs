@@ -3,7 +3,7 @@
 use super::{LeaseFact, mac};
 
 /// Reads the file's text; lines of another form (IPv6, `duid`) are left out.
-pub(super) fn read(text: &str) -> Vec<LeaseFact> {
+pub(crate) fn read(text: &str) -> Vec<LeaseFact> {
     text.lines().filter_map(lease).collect()
 }
 

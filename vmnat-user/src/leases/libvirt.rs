@@ -22,7 +22,7 @@ struct Row {
 ///
 /// # Errors
 /// When it is not such a file, for example half of one.
-pub(super) fn read(text: &str) -> Result<Vec<LeaseFact>, serde_json::Error> {
+pub(crate) fn read(text: &str) -> Result<Vec<LeaseFact>, serde_json::Error> {
     if text.trim().is_empty() {
         return Ok(Vec::new());
     }

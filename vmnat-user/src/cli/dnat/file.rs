@@ -52,6 +52,15 @@ fn requests(name: &str, text: &str, defaults: &Options) -> Result<Vec<Request>> 
     Ok(requests)
 }
 
+/// Reads the text of a file, for the fuzz target.
+///
+/// # Errors
+/// As [`read`].
+#[cfg(any(test, fuzzing))]
+pub(crate) fn any(text: &str) -> Result<Vec<Request>> {
+    requests("list", text, &Options::default())
+}
+
 /// The words of a line, quotes respected.
 fn words(line: &str) -> Result<Vec<String>, Error> {
     shlex::split(line).ok_or_else(|| Error::Usage(format!("a quote is not closed in {line:?}")))
