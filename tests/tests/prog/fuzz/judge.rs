@@ -20,13 +20,18 @@ pub fn judge(program: &str, before: &[u8], ran: &Ran) {
     let after = &ran.frame[..];
     let (code, untouched) = match ran.outcome.kind() {
         Kind::Forwarded => (REDIRECT, ran.outcome == Outcome::BridgedDirect),
-        Kind::Passed => (PASS, true),
+        Kind::Passed => (PASS, ran.outcome != Outcome::Disguised),
         Kind::Dropped => (DROP, false),
     };
     assert_eq!(ran.code, code, "{:?}", ran.outcome);
     assert!(!untouched || before == after, "passed, but not as it was");
     if ran.outcome == Outcome::Clean {
         assert!(before[12..14] != [8, 0] || !is_managed(&before[26..30]), "a guest's source leaves");
+    }
+    if ran.outcome == Outcome::Disguised {
+        let (l4, mut allowed) = (14 + usize::from(before[14] & 0xf) * 4, Vec::new());
+        error(before, after, l4, Outcome::ErrorOutbound, &mut allowed);
+        nothing_else(before, after, allowed);
     }
     if ran.outcome.kind() == Kind::Forwarded && !untouched {
         forwarded(program, before, after, ran.outcome);
@@ -65,6 +70,11 @@ fn forwarded(program: &str, before: &[u8], after: &[u8], outcome: Outcome) {
         _ if is_later => {}
         _ => transport(before, after, l4, &mut allowed),
     }
+    nothing_else(before, after, allowed);
+}
+
+/// No byte has changed but the allowed ones.
+fn nothing_else(before: &[u8], after: &[u8], allowed: Vec<Range<usize>>) {
     let mut expected = before.to_vec();
     for range in allowed {
         let range = range.start.min(after.len())..range.end.min(after.len());
