@@ -68,13 +68,7 @@ pub async fn teardown(instance: &Instance, handle: &Handle) -> Result<TornDown> 
     let synced = link::detach_all(instance, handle, &mut state).await;
     done.removed.extend(synced.changes);
     done.failures.extend(synced.failures.iter().map(|failure| format!("{failure:#}")));
-    // No program opens a mapping any more.
-    if let Ok(tables) = Tables::open(instance) {
-        // A full disk is no reason to stay.
-        if let Err(error) = Snapshot::take(&tables).and_then(|mappings| mappings.save(instance, true)) {
-            tracing::warn!("freed ports will not rest after the next `up`: {error:#}");
-        }
-    }
+    write_mappings(instance);
     done.note(room::remove(instance));
     match dataplane::unpin(instance) {
         Ok(false) => {}
@@ -93,6 +87,14 @@ pub async fn teardown(instance: &Instance, handle: &Handle) -> Result<TornDown> 
         done.note(lock.save_running(&state).map(|()| None));
     }
     Ok(done)
+}
+
+/// Writes the mappings down, when no program opens one any more. A full disk is no reason to stay.
+fn write_mappings(instance: &Instance) {
+    let Ok(tables) = Tables::open(instance) else { return };
+    if let Err(error) = Snapshot::take(&tables).and_then(|mappings| mappings.save(instance, true)) {
+        tracing::warn!("freed ports will not rest after the next `up`: {error:#}");
+    }
 }
 
 async fn restore_sysctls(state: &mut State, handle: &Handle, done: &mut TornDown) {

@@ -35,13 +35,7 @@ pub(super) fn merge(state: &mut State, known: Option<&State>, args: &Args, facts
     state.uplinks.dedup();
     merge_networks(state, args)?;
     limits::merge(state, &args.limits, &args.bridges)?;
-    for network in &args.untranslated {
-        match network {
-            None => state.untranslated.clear(),
-            Some(network) if state.untranslated.contains(network) => {}
-            Some(network) => state.untranslated.push(*network),
-        }
-    }
+    merge_untranslated(state, args);
     for file in &args.lease_files {
         // The agent has another working directory.
         let file = std::path::absolute(file)?;
@@ -70,6 +64,16 @@ fn refuse_what_cannot_change(known: &State, args: &Args) -> Result<()> {
         return Err(Error::Taken { what, holder: "what runs".into(), hint }.into());
     }
     Ok(())
+}
+
+fn merge_untranslated(state: &mut State, args: &Args) {
+    for network in &args.untranslated {
+        match network {
+            None => state.untranslated.clear(),
+            Some(network) if state.untranslated.contains(network) => {}
+            Some(network) => state.untranslated.push(*network),
+        }
+    }
 }
 
 /// Gives each named network to its bridge.
