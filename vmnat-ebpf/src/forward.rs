@@ -137,8 +137,12 @@ pub fn open(ctx: &TcContext, packet: &Packet, in_if: u32) -> Result<(), Outcome>
 
 /// Opens the session of a guest's packet that turns round on the host, under the tuple that it has as it turns.
 #[inline(always)]
-pub fn open_turned(packet: &Packet, key: &FlowKey) -> Result<(), Outcome> {
+pub fn open_turned(ctx: &TcContext, packet: &Packet, key: &FlowKey) -> Result<(), Outcome> {
     let invited = invited(key).or_else(|| itself(packet, key)).ok_or(Outcome::ToHost)?;
+    // As towards the world: a socket of the host keeps its port from mappings, and loses it to port forwards.
+    if invited.forward == 0 && socket::holding(ctx, key, key.destination_endpoint()) != socket::NONE {
+        return Err(Outcome::ToHost);
+    }
     admit(&invited, packet.key.source)?;
     session::may_open(packet)?;
     quota::check(invited.target.address, packet.tcp_flags)?;

@@ -70,7 +70,7 @@ fn turned(ctx: &TcContext, packet: &Packet, session: &Session) -> Result<Outcome
     let onward = if let Some(onward) = session::find(&key)? {
         onward
     } else {
-        forward::open_turned(packet, &key)?;
+        forward::open_turned(ctx, packet, &key)?;
         session::find(&key)?.ok_or(Outcome::StaleFlow)?
     };
     let now = settings::jiffies();

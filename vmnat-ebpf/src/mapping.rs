@@ -115,13 +115,13 @@ fn range(settings: &Settings, key: &FlowKey) -> PortRange {
 /// Whether a guest may keep its port, where the protocol allows no other: not where a port forward has it.
 #[inline(always)]
 pub fn may_keep(key: &FlowKey) -> bool {
-    is_in_pool(key, key.source_port)
+    is_in_pool(key.protocol, key.source_port)
 }
 
 /// True when guests may be given the port.
 #[inline(always)]
-fn is_in_pool(key: &FlowKey, port: Port) -> bool {
-    let base = pool_base(key.protocol);
+pub fn is_in_pool(protocol: u8, port: Port) -> bool {
+    let base = pool_base(protocol);
     let (word, bit) = bit_of(base, port.number());
     base == NO_POOL || PORT_POOL.get(word).is_some_and(|bits| *bits & bit != 0)
 }
@@ -129,7 +129,9 @@ fn is_in_pool(key: &FlowKey, port: Port) -> bool {
 /// True when guests may be given the port, and no socket of the host holds it towards this remote.
 #[inline(always)]
 fn is_free(ctx: &TcContext, range: PortRange, key: &FlowKey, external: Endpoint) -> bool {
-    range.contains(external.port.number()) && is_in_pool(key, external.port) && !is_hosts(ctx, key, external)
+    range.contains(external.port.number())
+        && is_in_pool(key.protocol, external.port)
+        && !is_hosts(ctx, key, external)
 }
 
 /// Takes the external endpoint for the flow's sender, unless somebody has it.

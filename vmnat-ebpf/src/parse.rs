@@ -299,6 +299,19 @@ pub fn source(ctx: &TcContext) -> Option<(Address, u8)> {
     Some(unsafe { (Address::from_wire(load::<u32>(l3 + ipv4::SOURCE)), load::<u8>(l3 + ipv4::PROTOCOL)) })
 }
 
+/// Source port of a packet whose header has no options, as nearly all have none: what the host's own TCP and UDP are known by.
+#[inline(always)]
+pub fn source_port(ctx: &TcContext) -> Option<Port> {
+    let (start, end) = bounds(ctx);
+    let l4 = start + L3 + ipv4::LEN;
+    if l4 + udp::LEN > end {
+        return None;
+    }
+    // SAFETY: the comparison above covers both loads.
+    let (version_ihl, port) = unsafe { (load::<u8>(start + L3 + ipv4::VERSION_IHL), load::<u16>(l4)) };
+    (version_ihl & 0x0f == 5).then_some(Port::from_wire(port))
+}
+
 /// Destination address of an IPv4 packet on its way out; none when it is too short to have one.
 #[inline(always)]
 pub fn destination(ctx: &TcContext) -> Option<Address> {

@@ -20,7 +20,7 @@ const VERIFIED: [(&str, u32); 8] = [
     ("outbound_port", 95_000),
     ("outbound_bridge", 95_000),
     ("inbound", 34_000),
-    ("guard", 4_600),
+    ("guard", 10_000),
     ("room_inward", 15_000),
     ("room_outward", 60_000),
     ("reaper", 6_600),

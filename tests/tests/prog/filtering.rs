@@ -115,3 +115,14 @@ fn a_guest_reaches_its_own_mappings() {
     let sibling = Packet::udp(from_guest2(EXTERNAL), 6000, 5000, b"x").bytes();
     assert_eq!(rig.run("outbound_port", PORT2, &sibling).outcome, Outcome::ToHost);
 }
+
+#[test]
+fn a_socket_of_the_host_goes_before_a_siblings_call_too() {
+    let mut rig = rig();
+    rig.open_to_all();
+    rig.run("outbound_port", PORT1, &question().bytes());
+    let _socket = std::net::UdpSocket::bind("0.0.0.0:5000").unwrap();
+    let call = Packet::udp(from_guest2(EXTERNAL), 6000, 5000, b"x").bytes();
+    let ran = rig.run("outbound_port", PORT2, &call);
+    assert_eq!((ran.code, ran.outcome, ran.frame), (PASS, Outcome::ToHost, call));
+}

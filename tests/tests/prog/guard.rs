@@ -82,3 +82,18 @@ fn destinations_without_translation_are_the_kernels_both_ways() {
     assert_eq!(rig.run("guard", UPLINK, &elsewhere).outcome, Outcome::LeakedSource);
     assert_eq!(rig.flows(), 2);
 }
+
+/// A socket of the host takes a port that a guest's flow has: the host's first packet takes the tuple from the guest.
+#[test]
+fn a_port_that_the_host_has_just_taken_is_the_hosts_at_once() {
+    let mut rig = Rig::new();
+    rig.run("outbound_port", PORT1, &question().bytes());
+    let answer = Packet::udp(from_world(SERVER), 7, 5000, b"answer").bytes();
+    assert_eq!(rig.run("inbound", UPLINK, &answer).outcome, Outcome::TranslatedInbound);
+    let _socket = std::net::UdpSocket::bind("0.0.0.0:5000").unwrap();
+    let own = Packet::udp(Ends { source: EXTERNAL, ..from_guest1(SERVER) }, 5000, 7, b"question").bytes();
+    assert_eq!(rig.run("guard", UPLINK, &own).outcome, Outcome::Clean);
+    assert_eq!(rig.run("inbound", UPLINK, &answer).outcome, Outcome::NoFlow);
+    let again = rig.run("outbound_port", PORT1, &question().bytes());
+    assert_ne!(again.packet().ports(), Some((5000, 7)), "the guest gets another port");
+}

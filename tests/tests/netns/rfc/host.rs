@@ -4,9 +4,10 @@ use std::net::TcpListener;
 
 use anyhow::{Context, Result, ensure};
 use vmnat_tests::lab::{
-    EXTERNAL, Lab, RESOLVER, SERVER_ECHO, Setup,
+    BRIDGE_MAC, EXTERNAL, Lab, RESOLVER, SERVER, SERVER_ECHO, Setup,
     client::{self, Asker, Conversation},
-    guest_address,
+    frame::{Ends, Packet, Tap},
+    guest_address, octets,
     service::Service,
     vmnat::Hook,
 };
@@ -91,4 +92,85 @@ fn destinations_without_translation_see_the_guest_itself() -> Result<()> {
     let seen_as = client::ask(guest, &near)?;
     ensure!(seen_as.ip().to_string() == EXTERNAL, "after --no-nat none the near server sees {seen_as}");
     lab.assert_invariants()
+}
+
+/// What guest `number` of 200 sends: each behind the first guest's port, with an address and a MAC of its own.
+fn busy(number: u8, packet: fn(Ends) -> Packet, to: &str) -> Result<Vec<u8>> {
+    let ends = Ends {
+        from_mac: [0x52, 0x54, 0, 0, 1, number],
+        to_mac: BRIDGE_MAC,
+        source: [192, 168, 122, number],
+        destination: octets(to)?,
+    };
+    Ok(packet(ends).bytes())
+}
+
+/// 1. 200 guests ping with one identifier, ask for names and the time and renew leases, from the ports of these protocols, towards the
+/// same servers; 2. meanwhile the host does the same from the same ports, with the same identifier, and has all its answers.
+#[test]
+fn the_host_keeps_its_services_beside_200_busy_guests() -> Result<()> {
+    const IDENTIFIER: u16 = 77;
+    let mut lab = Lab::new()?;
+    let _servers = [123, 67].map(|port| Service::udp_echo(&lab.world, &format!("{SERVER}:{port}")));
+    lab.up(Hook::Tcx)?;
+    let kinds: [(fn(Ends) -> Packet, &str); 4] = [
+        (|ends| Packet::echo(ends, IDENTIFIER, 1, b"ping"), SERVER),
+        (|ends| Packet::udp(ends, 123, 123, b"time"), SERVER),
+        (|ends| Packet::udp(ends, 68, 67, b"lease"), SERVER),
+        (|ends| Packet::udp(ends, 40_053, 53, b"name"), RESOLVER),
+    ];
+    let wire = Tap::open(lab.guest(1)?, "eth0")?;
+    for round in 0..3 {
+        for number in 20..220 {
+            for (packet, to) in kinds {
+                wire.send(&busy(number, packet, to)?)?;
+            }
+        }
+        let what = || format!("round {round}");
+        client::ping_as(&lab.host, IDENTIFIER, SERVER, client::PATIENCE).with_context(what)?;
+        for (from, to) in [(123, format!("{SERVER}:123")), (68, format!("{SERVER}:67"))] {
+            let seen_as = Asker::new(&lab.host, from)?.ask(&to).with_context(what)?;
+            ensure!(seen_as.port() == from, "the host's port {from} is seen as {seen_as}");
+        }
+        lab.host.exec(&["busybox", "nslookup", "-type=a", "host.lab", RESOLVER]).with_context(what)?;
+    }
+    ensure!(lab.flow_count()? > 600, "only {} flows of 200 guests", lab.flow_count()?);
+    lab.assert_sound_but_for_invalid_packets()
+}
+
+/// A10 in full, with the quotas that nobody set: one guest opens 70,000 UDP flows and 35,000 handshakes as fast as it can. Its share
+/// stops it, a sibling opens flows as ever, and the sessions of both go on.
+#[test]
+fn seventy_thousand_flows_of_a_guest_starve_nobody() -> Result<()> {
+    let mut lab = Lab::new()?;
+    lab.router.ip("route add blackhole 192.0.2.0/24\n")?;
+    lab.up(Hook::Tcx)?;
+    let mut sessions =
+        [Conversation::open(lab.guest(1)?, SERVER_ECHO)?, Conversation::open(lab.guest(2)?, SERVER_ECHO)?];
+    let wire = Tap::open(lab.guest(1)?, "eth0")?;
+    for number in 0..105_000_u32 {
+        let [_, _, high, low] = number.to_be_bytes();
+        let remote = [192, 0, 2, 1 + (number % 7) as u8];
+        let ends = Ends { destination: remote, ..lab.outbound_ends(1, SERVER)? };
+        let port = u16::from_be_bytes([high, low]);
+        let packet = if number % 3 == 0 {
+            Packet::tcp(ends, port, 80, 1, 0x02)
+        } else {
+            Packet::udp(ends, port, 80, b"flow")
+        };
+        wire.send(&packet.bytes())?;
+        if number % 15_000 == 0 {
+            client::ask(lab.guest(2)?, SERVER_ECHO)?;
+        }
+    }
+    client::converse(lab.guest(2)?, SERVER_ECHO)?;
+    for session in &mut sessions {
+        session.exchange(50_000)?;
+    }
+    let rows = lab.rows(&["guests"])?;
+    let refused = rows.iter().find(|row| row["address"] == guest_address(1)).map(|row| &row["refused"]);
+    let refused = refused.and_then(serde_json::Value::as_u64).context("guest 1 was refused nothing")?;
+    ensure!(refused > 60_000, "only {refused} of 105,000 were refused");
+    ensure!(lab.flow_count()? <= 16_384 + 16, "{} flows", lab.flow_count()?);
+    lab.assert_sound_but_for_invalid_packets()
 }
