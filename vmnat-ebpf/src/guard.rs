@@ -16,7 +16,7 @@ use crate::{
     classify, icmp, mapping,
     maps::NETWORK,
     parse::{self, Packet},
-    session, settings,
+    session, settings, socket,
     verdict::{self, Mark},
 };
 
@@ -56,9 +56,20 @@ fn look_closer(ctx: &TcContext) -> Outcome {
         return Outcome::Clean;
     }
     if packet.tracked.is_ok() {
-        session::note_host(&packet.key);
+        if is_hosts(ctx, &packet) {
+            session::note_host(&packet.key);
+        }
     } else if icmp::is_error(&packet) {
         return icmp::disguise(ctx, &packet);
     }
     Outcome::Clean
+}
+
+/// True for a packet that an answer would come back to: of a socket, where the protocol has such. A reset that the kernel sends to a
+/// stranger is nobody's, and must not keep the guest whose port it was about from that stranger (RFC 5382 REQ-4).
+#[inline(always)]
+fn is_hosts(ctx: &TcContext, packet: &Packet) -> bool {
+    let key = &packet.key;
+    let has_sockets = key.protocol == Protocol::Tcp.number() || key.protocol == Protocol::Udp.number();
+    !has_sockets || socket::holding(ctx, key, key.source_endpoint()) != socket::NONE
 }

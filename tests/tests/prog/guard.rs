@@ -6,8 +6,8 @@ use vmnat_tests::lab::frame::{Ends, Packet};
 use super::{
     errors::{error, whole_quote},
     rig::{
-        DROP, EXTERNAL, GUEST1, IntoAddress as _, PASS, PORT1, Rig, SERVER, UPLINK, from_guest1, from_world,
-        question,
+        DROP, EXTERNAL, GUEST1, IntoAddress as _, OTHER_SERVER, PASS, PORT1, Rig, SERVER, UPLINK,
+        from_guest1, from_world, question,
     },
 };
 
@@ -96,4 +96,17 @@ fn a_port_that_the_host_has_just_taken_is_the_hosts_at_once() {
     assert_eq!(rig.run("inbound", UPLINK, &answer).outcome, Outcome::NoFlow);
     let again = rig.run("outbound_port", PORT1, &question().bytes());
     assert_ne!(again.packet().ports(), Some((5000, 7)), "the guest gets another port");
+}
+
+/// RFC 5382 REQ-4: the host's kernel resets what a stranger sent to a guest's port; the guest still reaches that stranger from it.
+#[test]
+fn a_reset_of_the_hosts_kernel_keeps_no_tuple_from_a_guest() {
+    let mut rig = Rig::new();
+    rig.run("outbound_port", PORT1, &Packet::tcp(from_guest1(SERVER), 5000, 80, 1, 0x02).bytes());
+    let ends = Ends { source: EXTERNAL, ..from_guest1(OTHER_SERVER) };
+    let reset = Packet::tcp(ends, 5000, 80, 1, 0x14).bytes();
+    assert_eq!(rig.run("guard", UPLINK, &reset).outcome, Outcome::Clean);
+    let opened =
+        rig.run("outbound_port", PORT1, &Packet::tcp(from_guest1(OTHER_SERVER), 5000, 80, 1, 0x02).bytes());
+    assert_eq!(opened.packet().ports(), Some((5000, 80)), "the mapping survives the stranger");
 }
