@@ -94,8 +94,11 @@ fn destinations_without_translation_see_the_guest_itself() -> Result<()> {
     lab.assert_invariants()
 }
 
+/// A kind of packet that a guest sends.
+type Kind = fn(Ends) -> Packet;
+
 /// What guest `number` of 200 sends: each behind the first guest's port, with an address and a MAC of its own.
-fn busy(number: u8, packet: fn(Ends) -> Packet, to: &str) -> Result<Vec<u8>> {
+fn busy(number: u8, packet: Kind, to: &str) -> Result<Vec<u8>> {
     let ends = Ends {
         from_mac: [0x52, 0x54, 0, 0, 1, number],
         to_mac: BRIDGE_MAC,
@@ -106,14 +109,14 @@ fn busy(number: u8, packet: fn(Ends) -> Packet, to: &str) -> Result<Vec<u8>> {
 }
 
 /// 1. 200 guests ping with one identifier, ask for names and the time and renew leases, from the ports of these protocols, towards the
-/// same servers; 2. meanwhile the host does the same from the same ports, with the same identifier, and has all its answers.
+///    same servers; 2. meanwhile the host does the same from the same ports, with the same identifier, and has all its answers.
 #[test]
 fn the_host_keeps_its_services_beside_200_busy_guests() -> Result<()> {
     const IDENTIFIER: u16 = 77;
     let mut lab = Lab::new()?;
     let _servers = [123, 67].map(|port| Service::udp_echo(&lab.world, &format!("{SERVER}:{port}")));
     lab.up(Hook::Tcx)?;
-    let kinds: [(fn(Ends) -> Packet, &str); 4] = [
+    let kinds: [(Kind, &str); 4] = [
         (|ends| Packet::echo(ends, IDENTIFIER, 1, b"ping"), SERVER),
         (|ends| Packet::udp(ends, 123, 123, b"time"), SERVER),
         (|ends| Packet::udp(ends, 68, 67, b"lease"), SERVER),
