@@ -21,6 +21,7 @@ pub mod journal;
 pub mod kernel_log;
 pub mod launch;
 pub mod leases;
+pub mod led_sockets;
 pub mod link;
 mod netlink;
 pub mod netns;

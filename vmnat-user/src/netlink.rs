@@ -161,13 +161,22 @@ pub(crate) fn tell(protocol: isize, bytes: &[u8]) -> io::Result<()> {
     }
 }
 
+/// A request that is to be acknowledged, for [`tell`].
+pub(crate) fn command(kind: u16, body: &[u8]) -> Vec<u8> {
+    written(kind, NLM_F_REQUEST | NLM_F_ACK, body)
+}
+
 /// A dump request.
 fn request(kind: u16, body: &[u8]) -> Vec<u8> {
+    written(kind, NLM_F_REQUEST | NLM_F_DUMP, body)
+}
+
+fn written(kind: u16, flags: u16, body: &[u8]) -> Vec<u8> {
     let length = u32::try_from(HEAD.saturating_add(body.len())).unwrap_or(u32::MAX);
     let mut bytes = Vec::with_capacity(HEAD.saturating_add(body.len()));
     bytes.extend(length.to_ne_bytes());
     bytes.extend(kind.to_ne_bytes());
-    bytes.extend((NLM_F_REQUEST | NLM_F_DUMP).to_ne_bytes());
+    bytes.extend(flags.to_ne_bytes());
     bytes.extend([0; 8]);
     bytes.extend(body);
     bytes

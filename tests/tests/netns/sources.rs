@@ -26,6 +26,7 @@ on_both_hooks!(
     a_forward_for_the_host_alone_is_closed_to_all_others,
     a_silent_guest_gets_the_first_packet,
     a_hairpin_goes_on_without_the_agent_and_ends_with_its_forward,
+    what_is_killed_ends_for_everyone,
 );
 
 /// The guest of a second network.
@@ -216,4 +217,31 @@ fn a_hairpin_goes_on_without_the_agent_and_ends_with_its_forward(hook: Hook) -> 
     client::must_fail("a removed forward", client::converse(&lab.host, &there))?;
     conversation.exchange(100_000)?;
     lab.assert_invariants()
+}
+
+/// The world, a sibling and the host converse through a forward, the host also with the guest itself: `rm --kill` ends the first
+/// three and leaves the last alone.
+fn what_is_killed_ends_for_everyone(hook: Hook) -> Result<()> {
+    let mut lab = Lab::new()?;
+    lab.up(hook)?;
+    let (forward, there) = (format!("9000:{}:7000/tcp", guest_address(1)), format!("{EXTERNAL}:9000"));
+    lab.vmnat_ok(&["dnat", "add", &forward])?;
+    let mut ends = vec![
+        Conversation::open(&lab.world, &there)?,
+        Conversation::open(lab.guest(2)?, &there)?,
+        Conversation::open(&lab.host, &there)?,
+        Conversation::open(&lab.host, "127.0.0.1:9000")?,
+    ];
+    let mut direct = Conversation::open(&lab.host, &format!("{}:7000", guest_address(1)))?;
+    for conversation in ends.iter_mut().chain([&mut direct]) {
+        conversation.exchange(10_000)?;
+    }
+    lab.vmnat_ok(&["dnat", "rm", &forward, "--kill"])?;
+    for (who, conversation) in
+        ["the world", "a sibling", "the host", "the host's loopback"].iter().zip(&mut ends)
+    {
+        client::must_fail(who, conversation.exchange(10_000))?;
+    }
+    direct.exchange(10_000)?;
+    lab.assert_sound_but_for_invalid_packets()
 }

@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 
 use anyhow::Result;
 use serde::Serialize;
+use vmnat_common::forward::Forward;
 
 use super::meant;
 use crate::{
@@ -11,8 +12,10 @@ use crate::{
     cli::{fail_in_part, print},
     error::Error,
     forwards::{PortForward, end_flows},
+    led_sockets,
     paths::Instance,
     report,
+    tables::Tables,
 };
 
 const EXAMPLES: &str = "\
@@ -67,7 +70,7 @@ pub(super) async fn run(instance: &Instance, args: &Args) -> Result<()> {
     entries.retain(|entry| ids.contains(&entry.id));
     change.state.forwards = kept;
     let done = change.apply_forwards(before).await?;
-    let ended = if *kill { Some(end_flows(&tables, &entries)?) } else { None };
+    let ended = if *kill { Some(end_all(&tables, &entries)?) } else { None };
     if !json {
         for line in &done.changes {
             print::line(line)?;
@@ -78,6 +81,11 @@ pub(super) async fn run(instance: &Instance, args: &Args) -> Result<()> {
         print::line(&format!("ended {} of their flows", report::number(u64::try_from(ended)?)))?;
     }
     fail_in_part(&done)
+}
+
+/// Ends what is live through these forwards: flows, and conversations of the host's own sockets.
+fn end_all(tables: &Tables, entries: &[Forward]) -> Result<usize> {
+    Ok(end_flows(tables, entries)?.saturating_add(led_sockets::end(tables, entries)?))
 }
 
 /// The numbers of all that are meant.
