@@ -5,32 +5,32 @@
 //! The kernel's maps and links are the running state; this is the wish, plus the records that `down` needs. It is
 //! written whole to a temporary file, synced and renamed, so a reader never sees half of it.
 
+mod lock;
+mod records;
 mod wish;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    fs::{self, File, OpenOptions},
-    io::{self, Write as _},
-    os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _},
+    fs, io,
     path::PathBuf,
-    time::{Duration, Instant},
 };
 
 use anyhow::{Context as _, Result};
 use ipnet::Ipv4Net;
-use nix::fcntl::{Flock, FlockArg};
 use serde::{Deserialize, Serialize};
 
-pub use self::wish::{Bridge, Filtering, GuestQuotas, PoolRange};
+pub use self::{
+    lock::Lock,
+    records::{FilterRecord, HookMode, SysctlRecord},
+    wish::{Bridge, Filtering, GuestQuotas, PoolRange},
+};
 use crate::{
     error::Error,
     forwards::{
         Expiry, PortForward, Resolved,
-        store::{self, Staged, Store},
+        store::{self, Store},
     },
-    link::Point,
     paths::Instance,
-    sysctl::Change,
 };
 
 /// Version of the file's format.
@@ -38,60 +38,6 @@ const VERSION: u32 = 1;
 
 /// Flows that the table holds unless `--flows` says otherwise.
 pub const DEFAULT_FLOWS: u32 = 262_144;
-
-/// How long a command waits for another one to finish.
-const PATIENCE: Duration = Duration::from_secs(20);
-
-/// How programs are attached.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum HookMode {
-    /// Pinned tcx links (Linux 6.6).
-    Tcx,
-    /// Filters in a clsact queueing discipline.
-    Clsact,
-}
-
-impl HookMode {
-    /// The word for it.
-    #[must_use]
-    pub const fn name(self) -> &'static str {
-        match self {
-            Self::Tcx => "tcx",
-            Self::Clsact => "clsact",
-        }
-    }
-}
-
-/// A kernel setting that was changed.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct SysctlRecord {
-    /// What was changed, and from what.
-    pub change: Change,
-    /// Index of the interface that it belongs to.
-    pub ifindex: u32,
-    /// `net.ipv4.ip_forward` at that moment.
-    pub ip_forward: String,
-}
-
-/// A filter that was attached to a clsact queueing discipline.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct FilterRecord {
-    /// Name of the interface.
-    pub interface: String,
-    /// Its index; a re-created interface has another.
-    pub ifindex: u32,
-    /// Which hook.
-    pub point: Point,
-    /// The filter's preference.
-    pub priority: u16,
-    /// The filter's handle.
-    pub handle: u32,
-    /// Name of the program.
-    pub program: String,
-    /// The kernel's number of the program.
-    pub program_id: u32,
-}
 
 /// Wish and records of an instance.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -253,130 +199,6 @@ pub fn find_running(instance: &Instance) -> Result<Option<State>> {
         return Err(Error::UnknownLayout { path, why }.into());
     }
     Ok(Some(state))
-}
-
-/// The right to change an instance, held until it is dropped.
-#[derive(Debug)]
-pub struct Lock {
-    _file: Flock<File>,
-    instance: Instance,
-}
-
-impl Lock {
-    /// Takes the lock, and waits a while for another command to finish.
-    ///
-    /// # Errors
-    /// [`Error::Locked`] when it does not.
-    pub fn take(instance: &Instance) -> Result<Self> {
-        let since = Instant::now();
-        loop {
-            if let Some(lock) = Self::try_take(instance)? {
-                return Ok(lock);
-            }
-            if since.elapsed() > PATIENCE {
-                return Err(Error::Locked { instance: instance.to_string(), path: instance.lock() }.into());
-            }
-            std::thread::sleep(Duration::from_millis(50));
-        }
-    }
-
-    /// Takes the lock of an instance that exists, if nobody holds it: what was taken down is not made again.
-    ///
-    /// # Errors
-    /// When the lock file cannot be opened.
-    pub fn try_take_existing(instance: &Instance) -> Result<Option<Self>> {
-        if instance.run().exists() { Self::try_take(instance) } else { Ok(None) }
-    }
-
-    /// Takes the lock if nobody holds it.
-    ///
-    /// # Errors
-    /// When the lock file cannot be made.
-    pub fn try_take(instance: &Instance) -> Result<Option<Self>> {
-        let path = instance.lock();
-        make_run(instance)?;
-        let mut options = OpenOptions::new();
-        options.create(true).truncate(false).write(true).mode(0o600);
-        let file = options.open(&path).with_context(|| format!("open {}", path.display()))?;
-        match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
-            Ok(file) if is_current(&file, &path) => {
-                Ok(Some(Self { _file: file, instance: instance.clone() }))
-            }
-            // `down` removed the file between open and lock: whoever comes next makes another.
-            Ok(_) | Err((_, nix::errno::Errno::EWOULDBLOCK)) => Ok(None),
-            Err((_, error)) => Err(error).with_context(|| format!("lock {}", path.display())),
-        }
-    }
-
-    /// Writes the port forwards that outlive the instance beside their file; none where the file holds them already.
-    ///
-    /// # Errors
-    /// As [`store::stage`].
-    pub fn stage(&self, state: &State) -> Result<Option<Staged>> {
-        store::stage(&self.instance, &state.divide().0)
-    }
-
-    /// Writes the state, and the port forwards that outlive it where they have changed.
-    ///
-    /// # Errors
-    /// What the file system answers.
-    pub fn save(&self, state: &State) -> Result<()> {
-        let (store, running) = state.divide();
-        if let Some(staged) = store::stage(&self.instance, &store)? {
-            staged.commit()?;
-        }
-        self.save_running(&running)
-    }
-
-    /// Writes the state alone: to a temporary file, synced, renamed.
-    ///
-    /// # Errors
-    /// What the file system answers.
-    pub fn save_running(&self, state: &State) -> Result<()> {
-        let path = self.instance.state();
-        let temporary = path.with_extension("json.next");
-        let write = || -> Result<()> {
-            let mut options = OpenOptions::new();
-            let mut file = options.create(true).truncate(true).write(true).mode(0o600).open(&temporary)?;
-            serde_json::to_writer_pretty(&mut file, state)?;
-            file.write_all(b"\n")?;
-            file.sync_all()?;
-            fs::rename(&temporary, &path)?;
-            File::open(self.instance.run())?.sync_all()?;
-            Ok(())
-        };
-        write().with_context(|| format!("write {}", path.display()))
-    }
-
-    /// Removes everything that the instance keeps in `/run`, the lock last.
-    ///
-    /// # Errors
-    /// What the file system answers.
-    pub fn remove_all(self) -> io::Result<()> {
-        fs::remove_dir_all(self.instance.run())?;
-        // Another instance may live there, or the directory may be a mount (a container's volume).
-        let _ = fs::remove_dir(crate::paths::RUN);
-        Ok(())
-    }
-}
-
-/// Makes the directory of an instance's running state, for root alone.
-fn make_run(instance: &Instance) -> Result<()> {
-    let path = instance.run();
-    match fs::DirBuilder::new().recursive(true).mode(0o700).create(&path) {
-        Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {
-            Err(Error::NotPermitted { what: format!("writing {}", path.display()) }.into())
-        }
-        other => other.with_context(|| format!("make {}", path.display())),
-    }
-}
-
-fn is_current(file: &File, path: &std::path::Path) -> bool {
-    use std::os::unix::fs::MetadataExt as _;
-    match (file.metadata(), fs::metadata(path)) {
-        (Ok(held), Ok(named)) => held.ino() == named.ino() && held.dev() == named.dev(),
-        _ => false,
-    }
 }
 
 #[cfg(test)]

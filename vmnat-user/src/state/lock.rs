@@ -1,0 +1,145 @@
+//! The lock around an instance, and the writing of its state, which only its holder may do.
+
+use std::{
+    fs::{self, File, OpenOptions},
+    io::{self, Write as _},
+    os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _},
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context as _, Result};
+use nix::fcntl::{Flock, FlockArg};
+
+use super::State;
+use crate::{
+    error::Error,
+    forwards::store::{self, Staged},
+    paths::Instance,
+};
+
+/// How long a command waits for another one to finish.
+const PATIENCE: Duration = Duration::from_secs(20);
+
+/// The right to change an instance, held until it is dropped.
+#[derive(Debug)]
+pub struct Lock {
+    _file: Flock<File>,
+    instance: Instance,
+}
+
+impl Lock {
+    /// Takes the lock, and waits a while for another command to finish.
+    ///
+    /// # Errors
+    /// [`Error::Locked`] when it does not.
+    pub fn take(instance: &Instance) -> Result<Self> {
+        let since = Instant::now();
+        loop {
+            if let Some(lock) = Self::try_take(instance)? {
+                return Ok(lock);
+            }
+            if since.elapsed() > PATIENCE {
+                return Err(Error::Locked { instance: instance.to_string(), path: instance.lock() }.into());
+            }
+            std::thread::sleep(Duration::from_millis(50));
+        }
+    }
+
+    /// Takes the lock of an instance that exists, if nobody holds it: what was taken down is not made again.
+    ///
+    /// # Errors
+    /// When the lock file cannot be opened.
+    pub fn try_take_existing(instance: &Instance) -> Result<Option<Self>> {
+        if instance.run().exists() { Self::try_take(instance) } else { Ok(None) }
+    }
+
+    /// Takes the lock if nobody holds it.
+    ///
+    /// # Errors
+    /// When the lock file cannot be made.
+    pub fn try_take(instance: &Instance) -> Result<Option<Self>> {
+        let path = instance.lock();
+        make_run(instance)?;
+        let mut options = OpenOptions::new();
+        options.create(true).truncate(false).write(true).mode(0o600);
+        let file = options.open(&path).with_context(|| format!("open {}", path.display()))?;
+        match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
+            Ok(file) if is_current(&file, &path) => {
+                Ok(Some(Self { _file: file, instance: instance.clone() }))
+            }
+            // `down` removed the file between open and lock: whoever comes next makes another.
+            Ok(_) | Err((_, nix::errno::Errno::EWOULDBLOCK)) => Ok(None),
+            Err((_, error)) => Err(error).with_context(|| format!("lock {}", path.display())),
+        }
+    }
+
+    /// Writes the port forwards that outlive the instance beside their file; none where the file holds them already.
+    ///
+    /// # Errors
+    /// As [`store::stage`].
+    pub fn stage(&self, state: &State) -> Result<Option<Staged>> {
+        store::stage(&self.instance, &state.divide().0)
+    }
+
+    /// Writes the state, and the port forwards that outlive it where they have changed.
+    ///
+    /// # Errors
+    /// What the file system answers.
+    pub fn save(&self, state: &State) -> Result<()> {
+        let (store, running) = state.divide();
+        if let Some(staged) = store::stage(&self.instance, &store)? {
+            staged.commit()?;
+        }
+        self.save_running(&running)
+    }
+
+    /// Writes the state alone: to a temporary file, synced, renamed.
+    ///
+    /// # Errors
+    /// What the file system answers.
+    pub fn save_running(&self, state: &State) -> Result<()> {
+        let path = self.instance.state();
+        let temporary = path.with_extension("json.next");
+        let write = || -> Result<()> {
+            let mut options = OpenOptions::new();
+            let mut file = options.create(true).truncate(true).write(true).mode(0o600).open(&temporary)?;
+            serde_json::to_writer_pretty(&mut file, state)?;
+            file.write_all(b"\n")?;
+            file.sync_all()?;
+            fs::rename(&temporary, &path)?;
+            File::open(self.instance.run())?.sync_all()?;
+            Ok(())
+        };
+        write().with_context(|| format!("write {}", path.display()))
+    }
+
+    /// Removes everything that the instance keeps in `/run`, the lock last.
+    ///
+    /// # Errors
+    /// What the file system answers.
+    pub fn remove_all(self) -> io::Result<()> {
+        fs::remove_dir_all(self.instance.run())?;
+        // Another instance may live there, or the directory may be a mount (a container's volume).
+        let _ = fs::remove_dir(crate::paths::RUN);
+        Ok(())
+    }
+}
+
+/// Makes the directory of an instance's running state, for root alone.
+fn make_run(instance: &Instance) -> Result<()> {
+    let path = instance.run();
+    match fs::DirBuilder::new().recursive(true).mode(0o700).create(&path) {
+        Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {
+            Err(Error::NotPermitted { what: format!("writing {}", path.display()) }.into())
+        }
+        other => other.with_context(|| format!("make {}", path.display())),
+    }
+}
+
+fn is_current(file: &File, path: &std::path::Path) -> bool {
+    use std::os::unix::fs::MetadataExt as _;
+    match (file.metadata(), fs::metadata(path)) {
+        (Ok(held), Ok(named)) => held.ino() == named.ino() && held.dev() == named.dev(),
+        _ => false,
+    }
+}
