@@ -23,3 +23,4 @@ pub mod boot;
 pub mod fuzz;
 pub mod guest;
 pub mod lab;
+pub mod packages;

@@ -37,6 +37,7 @@ use crate::{
     leases,
     paths::Instance,
     reconcile,
+    service::{self, Heartbeat},
     state::{self, Lock, State},
     tables::Tables,
 };
@@ -51,6 +52,18 @@ const SETTLE_NEIGHBOURS: Duration = Duration::from_secs(2);
 /// of tc, folders of lease files.
 const LOOK: Duration = Duration::from_secs(30);
 
+/// Who waits for the agent to be ready.
+#[derive(Clone, Copy, Debug)]
+pub enum Herald {
+    /// The command that started it in the background: told once the first attempt is over, whatever came of it.
+    Command(fn()),
+    /// systemd, or a container's owner: told once everything is true.
+    ServiceManager,
+}
+
+/// Stands behind the process number of an agent that a command started, and that a service may replace.
+const BACKGROUND: &str = "background";
+
 /// Holds the agent's place: one agent an instance.
 #[derive(Debug)]
 pub struct Place {
@@ -62,7 +75,7 @@ impl Place {
     ///
     /// # Errors
     /// [`Error::Taken`] when another agent has it.
-    pub fn take(instance: &Instance) -> Result<Self> {
+    pub fn take(instance: &Instance, herald: Herald) -> Result<Self> {
         let path = instance.agent_pid();
         let mut options = OpenOptions::new();
         let file = options.create(true).truncate(false).write(true).mode(0o600).open(&path);
@@ -74,7 +87,11 @@ impl Place {
         })?;
         file.set_len(0)?;
         file.rewind()?;
-        writeln!(file, "{}", std::process::id())?;
+        let kind = match herald {
+            Herald::Command(_) => BACKGROUND,
+            Herald::ServiceManager => "service",
+        };
+        writeln!(file, "{} {kind}", std::process::id())?;
         Ok(Self { _file: file })
     }
 }
@@ -82,11 +99,20 @@ impl Place {
 /// The process number of the instance's agent, while it lives.
 #[must_use]
 pub fn running(instance: &Instance) -> Option<Pid> {
+    occupant(instance).map(|(pid, _)| pid)
+}
+
+/// The process number of the agent, and whether it may be replaced.
+fn occupant(instance: &Instance) -> Option<(Pid, bool)> {
     let mut file = File::open(instance.agent_pid()).ok()?;
     let mut text = String::new();
     file.read_to_string(&mut text).ok()?;
     match Flock::lock(file, FlockArg::LockSharedNonblock) {
-        Err((_, Errno::EWOULDBLOCK)) => text.trim().parse().ok().map(Pid::from_raw),
+        Err((_, Errno::EWOULDBLOCK)) => {
+            let mut words = text.split_whitespace();
+            let pid = words.next()?.parse().ok().map(Pid::from_raw)?;
+            Some((pid, words.next() == Some(BACKGROUND)))
+        }
         Ok(_) | Err(_) => None,
     }
 }
@@ -113,6 +139,17 @@ pub fn end(instance: &Instance) -> Result<bool> {
     anyhow::bail!("the agent (process {pid}) does not end")
 }
 
+/// Ends the agent that a command started in the background, if one runs.
+///
+/// # Errors
+/// As [`end`].
+pub fn end_background(instance: &Instance) -> Result<()> {
+    if occupant(instance).is_some_and(|(_, is_background)| is_background) {
+        end(instance)?;
+    }
+    Ok(())
+}
+
 /// Tells the instance's agent, if one runs, that what it has to wait for has changed.
 pub fn nudge(instance: &Instance) {
     if let Some(pid) = running(instance) {
@@ -121,47 +158,52 @@ pub fn nudge(instance: &Instance) {
     }
 }
 
-/// Runs until SIGTERM or SIGINT, or until `down` has removed the instance; `ready` is called once everything is
-/// true for the first time.
+/// Runs until SIGTERM or SIGINT, or until `down` has removed the instance; the herald is told when it is ready.
 ///
 /// # Errors
 /// When the instance is not loaded, or the kernel gives no netlink sockets.
-pub async fn run(instance: &Instance, ready: impl FnOnce()) -> Result<()> {
+pub async fn run(instance: &Instance, herald: Herald) -> Result<()> {
     // Before others can see that it runs: they signal it.
     let mut hangup = signal(SignalKind::hangup())?;
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
-    let _place = Place::take(instance)?;
+    let _place = Place::take(instance, herald)?;
     let mut agent = Agent::open(instance)?;
     let mut changes = Listener::<Watch>::open()?;
     let mut reap = interval(agent.reap_interval.max(Duration::from_millis(50)));
     let mut look = interval(LOOK);
     look.reset();
     let mut kernel_log = agent.open_kernel_log();
+    let mut heartbeat = Heartbeat::new();
     reap.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut round = Round::new();
     agent.reconcile().await;
     // What moves from here on is an event.
     round.go(instance, &agent.tables);
-    info!("the agent of instance {instance} is ready");
-    ready();
+    if let Herald::Command(ready) = herald {
+        ready();
+    }
     loop {
+        agent.tell_ready();
         tokio::select! {
+            () = heartbeat.next() => {}
             () = agent.lease_watch.next() => agent.note_leases(),
             found = changes.next() => agent.note(found),
             () = due(agent.due) => agent.reconcile().await,
             true = pump(&mut kernel_log) => {}
             _ = reap.tick() => round.go(instance, &agent.tables),
             _ = look.tick() => agent.reconcile().await,
-            _ = hangup.recv() => agent.reconcile().await,
+            _ = hangup.recv() => agent.reload().await,
             _ = terminate.recv() => break,
             _ = interrupt.recv() => break,
         }
         if !instance.state().exists() {
             info!("the instance was taken down");
+            service::stopping();
             return Ok(());
         }
     }
+    service::stopping();
     info!("the agent ends; the dataplane goes on without it");
     Ok(())
 }
@@ -196,6 +238,11 @@ struct Agent<'a> {
     follows_leases: bool,
     /// When to reconcile.
     due: Option<Instant>,
+    /// All was made true once, and whoever waits for it was told.
+    is_true: bool,
+    is_told: bool,
+    /// The last failure to make all true, which is said once.
+    failure: Option<String>,
     /// Routes have changed: flows must look at their way again.
     rerouted: bool,
 }
@@ -217,6 +264,9 @@ impl<'a> Agent<'a> {
             lease_watch: LeaseWatch::open(),
             follows_leases: false,
             due: None,
+            is_true: false,
+            is_told: false,
+            failure: None,
             rerouted: false,
         })
     }
@@ -245,13 +295,41 @@ impl<'a> Agent<'a> {
     async fn reconcile(&mut self) {
         self.due = None;
         match self.try_reconcile().await {
-            Ok(true) => {}
+            Ok(true) => {
+                self.is_true = true;
+                if self.failure.take().is_some() {
+                    info!("the instance is up to date again");
+                }
+            }
             // A command is changing the instance.
             Ok(false) => self.plan(SETTLE),
             Err(error) => {
-                warn!("cannot bring the instance up to date: {error:#}");
+                let failure = format!("cannot bring the instance up to date: {error:#}");
+                if self.failure.as_ref() != Some(&failure) {
+                    warn!("{failure}");
+                    service::status(&failure);
+                    self.failure = Some(failure);
+                }
                 self.plan(SETTLE_NEIGHBOURS);
             }
+        }
+    }
+
+    /// The same at somebody's wish (SIGHUP).
+    async fn reload(&mut self) {
+        service::reloading();
+        self.reconcile().await;
+        if self.is_told {
+            service::ready();
+        }
+    }
+
+    /// Says that all is true, the first time that it is.
+    fn tell_ready(&mut self) {
+        if self.is_true && !self.is_told {
+            self.is_told = true;
+            info!("the agent of instance {} is ready", self.instance);
+            service::ready();
         }
     }
 
@@ -268,6 +346,7 @@ impl<'a> Agent<'a> {
         }
         self.look_ahead(&state);
         let done = done?;
+        service::status(&summary(&state));
         for change in done.changes.iter().chain(&done.forwards) {
             info!("{change}");
         }
@@ -298,4 +377,19 @@ impl<'a> Agent<'a> {
             self.plan(Duration::from_secs(end.saturating_sub(forwards::now())).max(SETTLE));
         }
     }
+}
+
+/// What the instance serves, in a line.
+fn summary(state: &State) -> String {
+    let bridges: Vec<&str> = state.bridges.iter().map(|bridge| bridge.name.as_str()).collect();
+    let uplinks = match &state.uplinks[..] {
+        [] if state.followed.is_empty() => "the default route, when there is one".to_owned(),
+        [] => state.followed.clone(),
+        named => named.join(", "),
+    };
+    let warnings = match state.warnings.len() {
+        0 => String::new(),
+        number => format!("; warnings: {number}, see `vmnat status`"),
+    };
+    format!("{} by {uplinks}; port forwards: {}{warnings}", bridges.join(", "), state.forwards.len())
 }

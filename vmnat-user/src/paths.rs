@@ -137,6 +137,12 @@ impl Instance {
         self.library().join("forwards.json")
     }
 
+    /// What the instance was asked to be, until `down`.
+    #[must_use]
+    pub fn wish(&self) -> PathBuf {
+        self.library().join("wish.json")
+    }
+
     /// The mappings, for ports to rest when the maps are lost.
     #[must_use]
     pub fn mappings(&self) -> PathBuf {

@@ -8,6 +8,7 @@ pub mod guest_kernel;
 pub mod guest_root;
 mod kernel;
 mod linker;
+pub mod packagers;
 mod packages;
 pub mod stun;
 mod toolchain;

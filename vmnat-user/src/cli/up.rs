@@ -17,7 +17,7 @@ pub(super) use self::{
 };
 use super::{duration, print};
 use crate::{
-    agent,
+    agent::{self, Herald},
     change::{self, Change},
     dataplane::{self, LoadOptions},
     error::Error,
@@ -25,7 +25,8 @@ use crate::{
     launch, link,
     paths::Instance,
     reconcile::{self, Reconciled, settings::TIMEOUTS},
-    state::{self, HookMode, Lock, State},
+    service,
+    state::{self, HookMode, Lock, State, kept},
     takeover::TakenOver,
     teardown,
 };
@@ -120,11 +121,13 @@ pub async fn run(instance: &Instance, args: Args) -> Result<()> {
     let facts = interfaces::wait(instance, &args, &handle).await?;
     let lock = Lock::take(instance)?;
     let is_first = !instance.state().exists();
+    let kept_before = kept::load(instance).unwrap_or_default();
     let logged = state::find(instance)?.is_some_and(|state| state.kernel_log);
     if let Err(error) = bring_up(instance, lock, &args, &handle, facts, mounted).await {
         if is_first {
             let undone = teardown::teardown(instance, &handle).await;
             tracing::debug!("what was begun is undone: {undone:?}");
+            kept::put_back(instance, kept_before.as_ref())?;
         }
         return Err(error);
     }
@@ -195,7 +198,7 @@ async fn start(instance: &Instance, mut change: Change, known: Option<&State>, m
 }
 
 /// Loads the kernel half unless it is loaded as it should be; true when it did.
-fn load(instance: &Instance, state: &mut State) -> Result<bool> {
+pub(super) fn load(instance: &Instance, state: &mut State) -> Result<bool> {
     let object = format!("{}-{}", dataplane::fingerprint(), u8::from(state.kernel_log));
     if state.object == object && dataplane::is_pinned(instance) {
         return Ok(false);
@@ -238,10 +241,13 @@ fn tell_taken(taken: &TakenOver) -> Result<()> {
 /// Starts the agent where none runs, or becomes it.
 async fn settle_agent(instance: &Instance, foreground: bool) -> Result<()> {
     if foreground {
-        return agent::run(instance, launch::notify_ready).await;
+        return agent::run(instance, Herald::ServiceManager).await;
     }
     if agent::running(instance).is_some() {
         return Ok(());
+    }
+    if let Some(unit) = service::start(instance) {
+        return print::line(&format!("started {unit}, whose agent stays behind"));
     }
     let state = state::load(instance)?;
     let pid = launch::launch(instance, &state.log)?;

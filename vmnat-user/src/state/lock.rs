@@ -10,10 +10,14 @@ use std::{
 use anyhow::{Context as _, Result};
 use nix::fcntl::{Flock, FlockArg};
 
-use super::State;
+use super::{
+    State,
+    kept::{self, Kept},
+};
 use crate::{
     error::Error,
     forwards::store::{self, Staged},
+    link,
     paths::Instance,
 };
 
@@ -81,7 +85,7 @@ impl Lock {
         store::stage(&self.instance, &state.divide().0)
     }
 
-    /// Writes the state, and the port forwards that outlive it where they have changed.
+    /// Writes the state, and what outlives it where that has changed: port forwards, and the wish.
     ///
     /// # Errors
     /// What the file system answers.
@@ -90,6 +94,7 @@ impl Lock {
         if let Some(staged) = store::stage(&self.instance, &store)? {
             staged.commit()?;
         }
+        kept::save(&self.instance, &Kept::of(state, link::kernel_mode()))?;
         self.save_running(&running)
     }
 

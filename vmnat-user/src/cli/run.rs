@@ -1,0 +1,95 @@
+//! `vmnat run`: what the systemd unit runs. Brings back what was asked for before, and stays as the agent.
+
+use anyhow::Result;
+
+use super::up;
+use crate::{
+    agent::{self, Herald},
+    change::{self, Change},
+    dataplane,
+    error::Error,
+    facts, launch, link,
+    paths::Instance,
+    reconcile,
+    state::{self, HookMode, Lock, State, kept},
+};
+
+/// Bring back what `up` and `dnat` set up, and stay as the agent; for service managers
+///
+/// What `up` was asked for is kept over a reboot, until `down`. Bridges and uplinks that are not there yet are taken up when
+/// they come. An instance that runs is taken over: its flows go on, and programs of another version are replaced. The agent
+/// that `up` started in the background ends.
+#[derive(Clone, Debug, clap::Args)]
+pub struct Args {
+    /// Only tell whether there is anything to bring back: ends with 0 or 9
+    #[arg(long)]
+    check: bool,
+}
+
+/// Runs the command.
+///
+/// # Errors
+/// [`Error::NotRunning`] when nothing was asked for; when the kernel half cannot be loaded, and as [`agent::run`].
+pub async fn run(instance: &Instance, args: &Args) -> Result<()> {
+    let Args { check } = *args;
+    up::need_root("`vmnat run`")?;
+    if check {
+        return is_wanted(instance);
+    }
+    dataplane::check_kernel()?;
+    agent::end_background(instance)?;
+    bring_back(instance).await?;
+    agent::run(instance, Herald::ServiceManager).await
+}
+
+fn is_wanted(instance: &Instance) -> Result<()> {
+    if instance.state().exists() || instance.wish().exists() {
+        return Ok(());
+    }
+    Err(nothing(instance).into())
+}
+
+fn nothing(instance: &Instance) -> Error {
+    Error::NotRunning { instance: instance.to_string(), option: instance.option() }
+}
+
+/// Loads what is not loaded as it should be. What the agent can do again and again is left to it.
+async fn bring_back(instance: &Instance) -> Result<()> {
+    is_wanted(instance)?;
+    let handle = change::connect()?;
+    let lock = Lock::take(instance)?;
+    let known = state::find(instance)?;
+    let mut state = match &known {
+        Some(known) => known.clone(),
+        None => kept_state(instance)?,
+    };
+    let mounted = dataplane::ensure_bpffs()?;
+    state.mounted_bpffs |= mounted;
+    let facts = facts::gather(&handle).await?;
+    reconcile::admit(instance, &state, &facts)?;
+    up::load(instance, &mut state)?;
+    state.log = launch::log_place(instance);
+    let mut change = Change::with(instance, handle, lock, state, facts);
+    change.save()?;
+    if known.is_some() {
+        return Ok(());
+    }
+    // Guests that came up before vmnat have connections that the kernel translates.
+    match change.apply_first().await {
+        Ok((done, taken)) => {
+            for line in done.changes.iter().chain(&done.forwards) {
+                tracing::info!("{line}");
+            }
+            tracing::info!("took over {} connections of guests from the kernel", taken.flows);
+        }
+        // An interface may have gone between look and touch.
+        Err(error) => tracing::warn!("not all could be brought back at once: {error:#}"),
+    }
+    Ok(())
+}
+
+fn kept_state(instance: &Instance) -> Result<State> {
+    let kernel: HookMode = link::kernel_mode();
+    let kept = kept::load(instance)?.ok_or_else(|| nothing(instance))?;
+    kept.into_state(kernel).with_stored_forwards(instance)
+}
