@@ -177,7 +177,9 @@ impl Drop for Machine {
 
 fn start(folder: &Path, kernel: &Path, disks: [&Path; 3]) -> Result<Child> {
     let at = |name: &str| folder.join(name).display().to_string();
-    let mut qemu = Command::new("qemu-system-x86_64");
+    // A test that is killed takes its machine along.
+    let mut qemu = Command::new("setpriv");
+    qemu.args(["--pdeathsig", "KILL", "qemu-system-x86_64"]);
     qemu.args(["-accel", "tcg,thread=multi", "-cpu", "max", "-smp", "2", "-m", "1536"]);
     qemu.args(["-nodefaults", "-display", "none", "-serial", &format!("file:{}", at("serial"))]);
     qemu.arg("-kernel").arg(kernel).args(["-initrd", &at("initramfs")]);

@@ -21,7 +21,7 @@ use crate::{
 /// that `up` started in the background ends.
 #[derive(Clone, Debug, clap::Args)]
 pub struct Args {
-    /// Only tell whether there is anything to bring back: ends with 0 or 9
+    /// Only tell whether there is anything to bring back: ends with 0 or 1
     #[arg(long)]
     check: bool,
 }
@@ -34,7 +34,7 @@ pub async fn run(instance: &Instance, args: &Args) -> Result<()> {
     let Args { check } = *args;
     up::need_root("`vmnat run`")?;
     if check {
-        return is_wanted(instance);
+        return if is_wanted(instance) { Ok(()) } else { Err(Error::Silent.into()) };
     }
     dataplane::check_kernel()?;
     agent::end_background(instance)?;
@@ -42,11 +42,8 @@ pub async fn run(instance: &Instance, args: &Args) -> Result<()> {
     agent::run(instance, Herald::ServiceManager).await
 }
 
-fn is_wanted(instance: &Instance) -> Result<()> {
-    if instance.state().exists() || instance.wish().exists() {
-        return Ok(());
-    }
-    Err(nothing(instance).into())
+fn is_wanted(instance: &Instance) -> bool {
+    instance.state().exists() || instance.wish().exists()
 }
 
 fn nothing(instance: &Instance) -> Error {
@@ -55,7 +52,10 @@ fn nothing(instance: &Instance) -> Error {
 
 /// Loads what is not loaded as it should be. What the agent can do again and again is left to it.
 async fn bring_back(instance: &Instance) -> Result<()> {
-    is_wanted(instance)?;
+    if !is_wanted(instance) {
+        // Before a lock is made for it.
+        return Err(nothing(instance).into());
+    }
     let handle = change::connect()?;
     let lock = Lock::take(instance)?;
     let known = state::find(instance)?;
