@@ -6,6 +6,7 @@ pub mod cli;
 pub mod conntrack;
 pub mod dataplane;
 pub mod docker;
+pub mod doctor;
 pub mod error;
 pub mod events;
 pub mod exit;
