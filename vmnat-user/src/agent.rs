@@ -152,7 +152,10 @@ pub async fn run(instance: &Instance, ready: impl FnOnce()) -> Result<()> {
             found = changes.next() => agent.note(found),
             () = due(agent.due) => agent.reconcile().await,
             true = pump(&mut kernel_log) => {}
-            _ = reap.tick() => round.go(instance, &agent.tables),
+            _ = reap.tick() => {
+                round.go(instance, &agent.tables);
+                agent.relay.leave_lost_room(instance);
+            }
             _ = look.tick() => agent.reconcile().await,
             _ = hangup.recv() => agent.reconcile().await,
             _ = terminate.recv() => break,

@@ -71,12 +71,7 @@ impl Relay {
     /// Waits at the gateways that it should, and at no other.
     pub fn settle(&mut self, instance: &Instance, state: &State, facts: &Facts) {
         let wanted = wanted(state, facts);
-        let room = std::fs::metadata(instance.room()).map_or(0, |room| room.ino());
-        if room != self.room {
-            // What waited in another room waits in vain.
-            self.gateways.clear();
-            self.room = room;
-        }
+        self.leave_lost_room(instance);
         self.gateways.retain(|address, gateway| wanted.get(address) == Some(&gateway.forwarders));
         for (address, forwarders) in wanted {
             if self.gateways.contains_key(&address) {
@@ -89,6 +84,16 @@ impl Relay {
                 }
                 Err(error) => warn!("no relay for names at {address}: {error:#}"),
             }
+        }
+    }
+
+    /// Waits no more in a room that is the instance's no longer: the sockets alone would keep its namespace, and with it the
+    /// interfaces, from going.
+    pub fn leave_lost_room(&mut self, instance: &Instance) {
+        let room = std::fs::metadata(instance.room()).map_or(0, |room| room.ino());
+        if room != self.room {
+            self.gateways.clear();
+            self.room = room;
         }
     }
 }
