@@ -13,6 +13,7 @@ pub mod offload;
 pub mod service;
 pub mod snapshot;
 pub mod stun;
+pub mod uplink;
 pub mod vmnat;
 pub mod watch;
 
