@@ -26,7 +26,7 @@ use tokio::{
     signal::unix::{SignalKind, signal},
     time::{Instant, MissedTickBehavior, interval, sleep_until},
 };
-use tracing::{info, warn};
+use tracing::{debug, info, warn};
 
 use self::{lease_watch::LeaseWatch, listener::Listener, round::Round};
 use crate::{
@@ -237,10 +237,26 @@ impl<'a> Agent<'a> {
     fn note(&mut self, changes: Changes) {
         let firm = Changes::LINK.with(Changes::ADDRESS).with(Changes::ROUTE).with(Changes::RULES);
         let firm = firm.with(Changes::SETTING);
-        self.rerouted |= changes.any_of(Changes::ROUTE);
+        if changes.any_of(Changes::ROUTE) && !std::mem::replace(&mut self.rerouted, true) {
+            self.look_again();
+        }
         if !changes.is_empty() {
             let after = if changes.any_of(firm) { SETTLE } else { SETTLE_NEIGHBOURS };
             self.plan(after);
+        }
+    }
+
+    /// Has flows look at their way again at once: where a VPN has taken the default route, nothing goes on beside it. Where a command
+    /// holds the lock, the reconcile that is planned does it.
+    fn look_again(&self) {
+        match Lock::try_take_existing(self.instance) {
+            Ok(Some(_lock)) => {
+                if let Err(error) = self.tables.bump_generation() {
+                    warn!("flows do not look at their way again yet: {error:#}");
+                }
+            }
+            Ok(None) => {}
+            Err(error) => debug!("flows look at their way with the next reconcile: {error:#}"),
         }
     }
 

@@ -15,6 +15,7 @@ pub mod resolver;
 pub mod service;
 pub mod snapshot;
 pub mod stun;
+pub mod uplink;
 pub mod vmnat;
 pub mod watch;
 

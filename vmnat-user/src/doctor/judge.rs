@@ -15,7 +15,6 @@ mod services;
 mod uplink;
 mod wires;
 
-pub(in crate::doctor) use self::firewall::world_packet;
 use super::{
     facts::{Facts, Subject},
     finding::{Finding, Passes, Severity, Takes},
