@@ -22,5 +22,6 @@
 pub mod boot;
 pub mod fuzz;
 pub mod guest;
+pub mod hosts;
 pub mod lab;
 pub mod packages;

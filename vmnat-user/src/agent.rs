@@ -5,40 +5,31 @@
 
 mod lease_watch;
 mod listener;
+mod place;
 mod round;
 
-use std::{
-    fs::{File, OpenOptions},
-    future,
-    io::{Read as _, Seek as _, Write as _},
-    os::unix::fs::OpenOptionsExt as _,
-    time::Duration,
-};
+use std::{future, time::Duration};
 
 use anyhow::{Context as _, Result};
-use nix::{
-    errno::Errno,
-    fcntl::{Flock, FlockArg},
-    unistd::Pid,
-};
 use rtnetlink::Handle;
 use tokio::{
     signal::unix::{SignalKind, signal},
     time::{Instant, MissedTickBehavior, interval, sleep_until},
 };
-use tracing::{info, warn};
+use tracing::{debug, info, warn};
 
+pub use self::place::{Herald, Place, end, end_background, nudge, running};
 use self::{lease_watch::LeaseWatch, listener::Listener, round::Round};
 use crate::{
-    error::Error,
     facts::{self, Changes, Watch},
     forwards,
     kernel_log::KernelLog,
     leases,
     paths::Instance,
     reconcile,
-    service::{self, Heartbeat},
+    services::Relay,
     state::{self, Lock, State},
+    systemd::{self, Heartbeat},
     tables::Tables,
 };
 
@@ -51,112 +42,6 @@ const SETTLE_NEIGHBOURS: Duration = Duration::from_secs(2);
 /// Between two looks at what announces no change: ports that the host holds, kernel settings, filters
 /// of tc, folders of lease files.
 const LOOK: Duration = Duration::from_secs(30);
-
-/// Who waits for the agent to be ready.
-#[derive(Clone, Copy, Debug)]
-pub enum Herald {
-    /// The command that started it in the background: told once the first attempt is over, whatever came of it.
-    Command(fn()),
-    /// systemd, or a container's owner: told once everything is true.
-    ServiceManager,
-}
-
-/// Stands behind the process number of an agent that a command started, and that a service may replace.
-const BACKGROUND: &str = "background";
-
-/// Holds the agent's place: one agent an instance.
-#[derive(Debug)]
-pub struct Place {
-    _file: Flock<File>,
-}
-
-impl Place {
-    /// Takes it.
-    ///
-    /// # Errors
-    /// [`Error::Taken`] when another agent has it.
-    pub fn take(instance: &Instance, herald: Herald) -> Result<Self> {
-        let path = instance.agent_pid();
-        let mut options = OpenOptions::new();
-        let file = options.create(true).truncate(false).write(true).mode(0o600).open(&path);
-        let file = file.with_context(|| format!("open {}", path.display()))?;
-        let mut file = Flock::lock(file, FlockArg::LockExclusiveNonblock).map_err(|_| Error::Taken {
-            what: format!("the agent's place ({})", path.display()),
-            holder: "a running agent".into(),
-            hint: String::new(),
-        })?;
-        file.set_len(0)?;
-        file.rewind()?;
-        let kind = match herald {
-            Herald::Command(_) => BACKGROUND,
-            Herald::ServiceManager => "service",
-        };
-        writeln!(file, "{} {kind}", std::process::id())?;
-        Ok(Self { _file: file })
-    }
-}
-
-/// The process number of the instance's agent, while it lives.
-#[must_use]
-pub fn running(instance: &Instance) -> Option<Pid> {
-    occupant(instance).map(|(pid, _)| pid)
-}
-
-/// The process number of the agent, and whether it may be replaced.
-fn occupant(instance: &Instance) -> Option<(Pid, bool)> {
-    let mut file = File::open(instance.agent_pid()).ok()?;
-    let mut text = String::new();
-    file.read_to_string(&mut text).ok()?;
-    match Flock::lock(file, FlockArg::LockSharedNonblock) {
-        Err((_, Errno::EWOULDBLOCK)) => {
-            let mut words = text.split_whitespace();
-            let pid = words.next()?.parse().ok().map(Pid::from_raw)?;
-            Some((pid, words.next() == Some(BACKGROUND)))
-        }
-        Ok(_) | Err(_) => None,
-    }
-}
-
-/// Ends the instance's agent, by force when it does not go by itself; false when none ran.
-///
-/// # Errors
-/// When the signal cannot be sent.
-pub fn end(instance: &Instance) -> Result<bool> {
-    use nix::sys::signal::{Signal, kill};
-    let Some(pid) = running(instance) else { return Ok(false) };
-    for signal in [Signal::SIGTERM, Signal::SIGKILL] {
-        match kill(pid, signal) {
-            Ok(()) | Err(Errno::ESRCH) => {}
-            Err(error) => return Err(error).with_context(|| format!("end the agent (process {pid})")),
-        }
-        for _ in 0..100 {
-            if running(instance).is_none() {
-                return Ok(true);
-            }
-            std::thread::sleep(Duration::from_millis(30));
-        }
-    }
-    anyhow::bail!("the agent (process {pid}) does not end")
-}
-
-/// Ends the agent that a command started in the background, if one runs.
-///
-/// # Errors
-/// As [`end`].
-pub fn end_background(instance: &Instance) -> Result<()> {
-    if occupant(instance).is_some_and(|(_, is_background)| is_background) {
-        end(instance)?;
-    }
-    Ok(())
-}
-
-/// Tells the instance's agent, if one runs, that what it has to wait for has changed.
-pub fn nudge(instance: &Instance) {
-    if let Some(pid) = running(instance) {
-        // One that has just ended needs no telling.
-        let _ = nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGHUP);
-    }
-}
 
 /// Runs until SIGTERM or SIGINT, or until `down` has removed the instance; the herald is told when it is ready.
 ///
@@ -191,7 +76,10 @@ pub async fn run(instance: &Instance, herald: Herald) -> Result<()> {
             found = changes.next() => agent.note(found),
             () = due(agent.due) => agent.reconcile().await,
             true = pump(&mut kernel_log) => {}
-            _ = reap.tick() => round.go(instance, &agent.tables),
+            _ = reap.tick() => {
+                round.go(instance, &agent.tables);
+                agent.relay.leave_lost_room(instance);
+            }
             _ = look.tick() => agent.reconcile().await,
             _ = hangup.recv() => agent.reload().await,
             _ = terminate.recv() => break,
@@ -199,11 +87,11 @@ pub async fn run(instance: &Instance, herald: Herald) -> Result<()> {
         }
         if !instance.state().exists() {
             info!("the instance was taken down");
-            service::stopping();
+            systemd::stopping();
             return Ok(());
         }
     }
-    service::stopping();
+    systemd::stopping();
     info!("the agent ends; the dataplane goes on without it");
     Ok(())
 }
@@ -236,6 +124,8 @@ struct Agent<'a> {
     lease_watch: LeaseWatch,
     /// A port forward leads to a lease.
     follows_leases: bool,
+    /// Answers for names where the host's own server cannot.
+    relay: Relay,
     /// When to reconcile.
     due: Option<Instant>,
     /// All was made true once, and whoever waits for it was told.
@@ -263,6 +153,7 @@ impl<'a> Agent<'a> {
             kernel_log,
             lease_watch: LeaseWatch::open(),
             follows_leases: false,
+            relay: Relay::default(),
             due: None,
             is_true: false,
             is_told: false,
@@ -279,10 +170,27 @@ impl<'a> Agent<'a> {
     /// Plans a reconcile for what has changed.
     fn note(&mut self, changes: Changes) {
         let firm = Changes::LINK.with(Changes::ADDRESS).with(Changes::ROUTE).with(Changes::RULES);
-        self.rerouted |= changes.any_of(Changes::ROUTE);
+        let firm = firm.with(Changes::SETTING);
+        if changes.any_of(Changes::ROUTE) && !std::mem::replace(&mut self.rerouted, true) {
+            self.look_again();
+        }
         if !changes.is_empty() {
             let after = if changes.any_of(firm) { SETTLE } else { SETTLE_NEIGHBOURS };
             self.plan(after);
+        }
+    }
+
+    /// Has flows look at their way again at once: where a VPN has taken the default route, nothing goes on beside it. Where a command
+    /// holds the lock, the reconcile that is planned does it.
+    fn look_again(&self) {
+        match Lock::try_take_existing(self.instance) {
+            Ok(Some(_lock)) => {
+                if let Err(error) = self.tables.bump_generation() {
+                    warn!("flows do not look at their way again yet: {error:#}");
+                }
+            }
+            Ok(None) => {}
+            Err(error) => debug!("flows look at their way with the next reconcile: {error:#}"),
         }
     }
 
@@ -307,7 +215,7 @@ impl<'a> Agent<'a> {
                 let failure = format!("cannot bring the instance up to date: {error:#}");
                 if self.failure.as_ref() != Some(&failure) {
                     warn!("{failure}");
-                    service::status(&failure);
+                    systemd::status(&failure);
                     self.failure = Some(failure);
                 }
                 self.plan(SETTLE_NEIGHBOURS);
@@ -317,10 +225,10 @@ impl<'a> Agent<'a> {
 
     /// The same at somebody's wish (SIGHUP).
     async fn reload(&mut self) {
-        service::reloading();
+        systemd::reloading();
         self.reconcile().await;
         if self.is_told {
-            service::ready();
+            systemd::ready();
         }
     }
 
@@ -329,7 +237,7 @@ impl<'a> Agent<'a> {
         if self.is_true && !self.is_told {
             self.is_told = true;
             info!("the agent of instance {} is ready", self.instance);
-            service::ready();
+            systemd::ready();
         }
     }
 
@@ -346,7 +254,8 @@ impl<'a> Agent<'a> {
         }
         self.look_ahead(&state);
         let done = done?;
-        service::status(&summary(&state));
+        systemd::status(&summary(&state));
+        self.relay.settle(self.instance, &state, &facts);
         for change in done.changes.iter().chain(&done.forwards) {
             info!("{change}");
         }

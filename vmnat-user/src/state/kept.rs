@@ -76,6 +76,7 @@ impl Kept {
             reap_interval_ms,
             warnings: _,
             mounted_bpffs: _,
+            loopback: _,
         } = state.clone();
         let hook = (hook != kernel).then_some(hook);
         Self {

@@ -1,0 +1,123 @@
+//! The agent's place: one agent an instance, known by its process number, whom commands may end or nudge.
+
+use std::{
+    fs::{File, OpenOptions},
+    io::{Read as _, Seek as _, Write as _},
+    os::unix::fs::OpenOptionsExt as _,
+    time::Duration,
+};
+
+use anyhow::{Context as _, Result};
+use nix::{
+    errno::Errno,
+    fcntl::{Flock, FlockArg},
+    unistd::Pid,
+};
+
+use crate::{error::Error, paths::Instance};
+
+/// Who waits for the agent to be ready.
+#[derive(Clone, Copy, Debug)]
+pub enum Herald {
+    /// The command that started it in the background: told once the first attempt is over, whatever came of it.
+    Command(fn()),
+    /// systemd, or a container's owner: told once everything is true.
+    ServiceManager,
+}
+
+/// Stands behind the process number of an agent that a command started, and that a service may replace.
+const BACKGROUND: &str = "background";
+
+/// Holds the agent's place: one agent an instance.
+#[derive(Debug)]
+pub struct Place {
+    _file: Flock<File>,
+}
+
+impl Place {
+    /// Takes it.
+    ///
+    /// # Errors
+    /// [`Error::Taken`] when another agent has it.
+    pub fn take(instance: &Instance, herald: Herald) -> Result<Self> {
+        let path = instance.agent_pid();
+        let mut options = OpenOptions::new();
+        let file = options.create(true).truncate(false).write(true).mode(0o600).open(&path);
+        let file = file.with_context(|| format!("open {}", path.display()))?;
+        let mut file = Flock::lock(file, FlockArg::LockExclusiveNonblock).map_err(|_| Error::Taken {
+            what: format!("the agent's place ({})", path.display()),
+            holder: "a running agent".into(),
+            hint: String::new(),
+        })?;
+        file.set_len(0)?;
+        file.rewind()?;
+        let kind = match herald {
+            Herald::Command(_) => BACKGROUND,
+            Herald::ServiceManager => "service",
+        };
+        writeln!(file, "{} {kind}", std::process::id())?;
+        Ok(Self { _file: file })
+    }
+}
+
+/// The process number of the instance's agent, while it lives.
+#[must_use]
+pub fn running(instance: &Instance) -> Option<Pid> {
+    occupant(instance).map(|(pid, _)| pid)
+}
+
+/// The process number of the agent, and whether it may be replaced.
+fn occupant(instance: &Instance) -> Option<(Pid, bool)> {
+    let mut file = File::open(instance.agent_pid()).ok()?;
+    let mut text = String::new();
+    file.read_to_string(&mut text).ok()?;
+    match Flock::lock(file, FlockArg::LockSharedNonblock) {
+        Err((_, Errno::EWOULDBLOCK)) => {
+            let mut words = text.split_whitespace();
+            let pid = words.next()?.parse().ok().map(Pid::from_raw)?;
+            Some((pid, words.next() == Some(BACKGROUND)))
+        }
+        Ok(_) | Err(_) => None,
+    }
+}
+
+/// Ends the instance's agent, by force when it does not go by itself; false when none ran.
+///
+/// # Errors
+/// When the signal cannot be sent.
+pub fn end(instance: &Instance) -> Result<bool> {
+    use nix::sys::signal::{Signal, kill};
+    let Some(pid) = running(instance) else { return Ok(false) };
+    for signal in [Signal::SIGTERM, Signal::SIGKILL] {
+        match kill(pid, signal) {
+            Ok(()) | Err(Errno::ESRCH) => {}
+            Err(error) => return Err(error).with_context(|| format!("end the agent (process {pid})")),
+        }
+        for _ in 0..100 {
+            if running(instance).is_none() {
+                return Ok(true);
+            }
+            std::thread::sleep(Duration::from_millis(30));
+        }
+    }
+    anyhow::bail!("the agent (process {pid}) does not end")
+}
+
+/// Ends the agent that a command started in the background, if one runs.
+///
+/// # Errors
+/// As [`end`].
+pub fn end_background(instance: &Instance) -> Result<()> {
+    if occupant(instance).is_some_and(|(_, is_background)| is_background) {
+        end(instance)?;
+    }
+    Ok(())
+}
+
+/// Tells the instance's agent, if one runs, that what it has to wait for has changed.
+pub fn nudge(instance: &Instance) {
+    if let Some(pid) = running(instance) {
+        // One that has just ended needs no telling.
+        let _ = nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGHUP);
+    }
+}
