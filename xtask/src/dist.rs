@@ -2,10 +2,11 @@
 
 use std::{
     env, fs,
+    io::ErrorKind,
     path::{Path, PathBuf},
 };
 
-use anyhow::{Context as _, Result, ensure};
+use anyhow::{Context as _, Result, bail};
 use clap::Parser;
 
 use crate::{
@@ -19,6 +20,9 @@ use crate::{
 #[derive(Parser)]
 pub struct Args {}
 
+/// Tells the packages tier where its packages lie.
+pub const VARIABLE: &str = "VMNAT_PACKAGES_DIR";
+
 /// The package that holds the program and says what goes into both.
 const PACKAGE: &str = "vmnat-user";
 
@@ -31,42 +35,54 @@ pub fn run(_args: &Args) -> Result<()> {
     let folder = project::target().join("dist");
     steps.step("set-up", || setup::ensure(setup::Scope::Build).and_then(|()| packagers::ensure()))?;
     steps.step("build (release)", demo::build_lab)?;
+    clear(&folder)?;
     steps.step("man pages and completions", pages)?;
-    let deb = steps.step(".deb", || deb(&folder, env!("CARGO_PKG_VERSION")))?;
+    let deb = steps.step(".deb", || deb(&folder))?;
     let rpm = steps.step(".rpm", || rpm(&folder))?;
     println!("{}\n{}", deb.display(), rpm.display());
     Ok(())
 }
 
-/// Writes what the packages bring beside the program.
-pub fn pages() -> Result<()> {
-    let folder = project::target().join("release/pages");
-    match fs::remove_dir_all(&folder) {
-        Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(error.into()),
-        _ => {}
+/// Builds both packages of what is built, into a folder that then holds nothing else.
+pub fn make(folder: &Path) -> Result<()> {
+    clear(folder)?;
+    pages()?;
+    deb(folder)?;
+    rpm(folder).map(drop)
+}
+
+fn clear(folder: &Path) -> Result<()> {
+    match fs::remove_dir_all(folder) {
+        Err(error) if error.kind() != ErrorKind::NotFound => {
+            Err(error).with_context(|| format!("cannot remove {}", folder.display()))
+        }
+        _ => Ok(fs::create_dir_all(folder)?),
     }
+}
+
+/// Writes what the packages bring beside the program.
+fn pages() -> Result<()> {
+    let folder = project::target().join("release/pages");
+    clear(&folder)?;
     let mut write = cargo(["run", "--quiet", "--package", PACKAGE, "--example", "pages", "--"]);
     command::run(write.arg(&folder))?;
     let mut found = Vec::new();
     for entry in fs::read_dir(folder.join("man"))? {
         found.push(entry?.path());
     }
-    // Neither name nor time of the file: the same content gives the same package.
     let log = folder.join("changelog.Debian");
     fs::write(&log, changelog(env!("CARGO_PKG_VERSION"))?)?;
+    // Neither name nor time of the file: the same content gives the same package.
     command::run(program("gzip", ["--best", "--no-name"]).args(found).arg(log))
 }
 
 /// Debian wants to know what a version brings; the project's own file says it in full.
 fn changelog(version: &str) -> Result<String> {
-    let epoch = env::var("SOURCE_DATE_EPOCH").ok();
-    let epoch = match epoch {
-        Some(epoch) => epoch,
-        None => {
-            let mut log = program("git", ["log", "-1", "--format=%ct"]);
-            command::output(log.current_dir(project::root())).unwrap_or_else(|_| "0".to_owned())
-        }
-    };
+    let epoch = env::var("SOURCE_DATE_EPOCH").or_else(|_| {
+        let mut log = program("git", ["log", "-1", "--format=%ct"]);
+        command::output(log.current_dir(project::root()))
+    });
+    let epoch = epoch.unwrap_or_else(|_| "0".to_owned());
     let date = command::output(&mut program("date", ["-u", "-R", "-d", &format!("@{}", epoch.trim())]))?;
     Ok(format!(
         "vmnat ({version}-{REVISION}) unstable; urgency=medium\n\n  * The project's CHANGELOG.md has what changes.\n\n \
@@ -75,34 +91,28 @@ fn changelog(version: &str) -> Result<String> {
     ))
 }
 
-/// Builds the .deb of a version into a folder.
-pub fn deb(folder: &Path, version: &str) -> Result<PathBuf> {
-    fs::create_dir_all(folder)?;
-    let version = format!("{version}-{REVISION}");
-    let mut build =
-        cargo(["deb", "--quiet", "--no-build", "--package", PACKAGE, "--deb-version", &version, "--output"]);
-    command::run(build.arg(folder).env("CARGO_TARGET_DIR", project::target()))?;
-    newest(folder, "deb")
+/// Builds the .deb into a folder.
+fn deb(folder: &Path) -> Result<PathBuf> {
+    let mut build = cargo(["deb", "--quiet", "--no-build", "--package", PACKAGE]);
+    build.args(["--deb-revision", REVISION, "--output"]).arg(folder);
+    command::output(build.env("CARGO_TARGET_DIR", project::target()))?;
+    only(folder, "deb")
 }
 
 /// Builds the .rpm into a folder.
-pub fn rpm(folder: &Path) -> Result<PathBuf> {
-    fs::create_dir_all(folder)?;
+fn rpm(folder: &Path) -> Result<PathBuf> {
     let mut build = cargo(["generate-rpm", "--package", PACKAGE, "--target-dir"]);
     command::run(build.arg(project::target()).arg("--output").arg(folder))?;
-    newest(folder, "rpm")
+    only(folder, "rpm")
 }
 
-/// The file that was made last.
-fn newest(folder: &Path, extension: &str) -> Result<PathBuf> {
-    let mut found = Vec::new();
+/// The file with that extension.
+fn only(folder: &Path, extension: &str) -> Result<PathBuf> {
     for entry in fs::read_dir(folder)? {
         let path = entry?.path();
         if path.extension().is_some_and(|found| found == extension) {
-            found.push((fs::metadata(&path)?.modified()?, path));
+            return Ok(path);
         }
     }
-    let newest = found.into_iter().max();
-    ensure!(newest.is_some(), "no .{extension} in {}", folder.display());
-    newest.map(|(_, path)| path).context("no package")
+    bail!("no .{extension} was made in {}", folder.display())
 }

@@ -7,6 +7,7 @@ pub mod cargo_fuzz;
 pub mod dnsmasq;
 pub mod guest_kernel;
 pub mod guest_root;
+pub mod host_kernels;
 pub mod hosts;
 mod kernel;
 mod linker;
@@ -35,6 +36,8 @@ pub enum Scope {
     Lab,
     /// Every host of the hosts tier too.
     Hosts,
+    /// Every distribution that the packages tier boots too.
+    Packages,
 }
 
 /// Sets up and says that all is there.
@@ -60,11 +63,10 @@ pub fn ensure(scope: Scope) -> Result<()> {
         guest_root::ensure()?;
         stun::ensure()?;
         dnsmasq::ensure()?;
-        hosts::ensure(if scope == Scope::Hosts {
-            &[hosts::BOOKWORM, hosts::TRIXIE]
-        } else {
-            &[hosts::BOOKWORM]
-        })?;
+        let is_long = matches!(scope, Scope::Hosts | Scope::Packages);
+        hosts::ensure(if is_long { &[hosts::BOOKWORM, hosts::TRIXIE] } else { &[hosts::BOOKWORM] })?;
+        packagers::ensure()?;
+        host_kernels::ensure(if is_long { &["bookworm", "trixie"] } else { &["bookworm"] })?;
     }
     Ok(())
 }

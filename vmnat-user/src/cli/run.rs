@@ -67,7 +67,9 @@ async fn bring_back(instance: &Instance) -> Result<()> {
     state.mounted_bpffs |= mounted;
     let facts = facts::gather(&handle).await?;
     reconcile::admit(instance, &state, &facts)?;
-    up::load(instance, &mut state)?;
+    if up::load(instance, &mut state)? && known.is_some() {
+        tracing::info!("replaced the programs under their hooks; flows go on");
+    }
     state.log = launch::log_place(instance);
     let mut change = Change::with(instance, handle, lock, state, facts);
     change.save()?;
