@@ -52,7 +52,7 @@ pub async fn run(instance: &Instance, herald: Herald) -> Result<()> {
     let mut hangup = signal(SignalKind::hangup())?;
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
-    let _place = Place::take(instance, herald)?;
+    let _place = Place::take(instance)?;
     let mut agent = Agent::open(instance)?;
     let mut changes = Listener::<Watch>::open()?;
     let mut reap = interval(agent.reap_interval.max(Duration::from_millis(50)));

@@ -21,6 +21,7 @@ mod filtering;
 mod firewalls;
 mod forwards;
 mod hostile;
+mod kept;
 mod lab_itself;
 mod life;
 mod neighbours;

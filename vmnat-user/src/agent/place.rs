@@ -1,7 +1,7 @@
 //! The agent's place: one agent an instance, known by its process number, whom commands may end or nudge.
 
 use std::{
-    fs::{File, OpenOptions},
+    fs::{self, File, OpenOptions},
     io::{Read as _, Seek as _, Write as _},
     os::unix::fs::OpenOptionsExt as _,
     time::Duration,
@@ -25,8 +25,8 @@ pub enum Herald {
     ServiceManager,
 }
 
-/// Stands behind the process number of an agent that a command started, and that a service may replace.
-const BACKGROUND: &str = "background";
+/// The command of an agent in the background, which a service may replace.
+const BACKGROUND: &[u8] = b"agent";
 
 /// Holds the agent's place: one agent an instance.
 #[derive(Debug)]
@@ -39,7 +39,7 @@ impl Place {
     ///
     /// # Errors
     /// [`Error::Taken`] when another agent has it.
-    pub fn take(instance: &Instance, herald: Herald) -> Result<Self> {
+    pub fn take(instance: &Instance) -> Result<Self> {
         let path = instance.agent_pid();
         let mut options = OpenOptions::new();
         let file = options.create(true).truncate(false).write(true).mode(0o600).open(&path);
@@ -51,11 +51,7 @@ impl Place {
         })?;
         file.set_len(0)?;
         file.rewind()?;
-        let kind = match herald {
-            Herald::Command(_) => BACKGROUND,
-            Herald::ServiceManager => "service",
-        };
-        writeln!(file, "{} {kind}", std::process::id())?;
+        writeln!(file, "{}", std::process::id())?;
         Ok(Self { _file: file })
     }
 }
@@ -63,20 +59,11 @@ impl Place {
 /// The process number of the instance's agent, while it lives.
 #[must_use]
 pub fn running(instance: &Instance) -> Option<Pid> {
-    occupant(instance).map(|(pid, _)| pid)
-}
-
-/// The process number of the agent, and whether it may be replaced.
-fn occupant(instance: &Instance) -> Option<(Pid, bool)> {
     let mut file = File::open(instance.agent_pid()).ok()?;
     let mut text = String::new();
     file.read_to_string(&mut text).ok()?;
     match Flock::lock(file, FlockArg::LockSharedNonblock) {
-        Err((_, Errno::EWOULDBLOCK)) => {
-            let mut words = text.split_whitespace();
-            let pid = words.next()?.parse().ok().map(Pid::from_raw)?;
-            Some((pid, words.next() == Some(BACKGROUND)))
-        }
+        Err((_, Errno::EWOULDBLOCK)) => text.trim().parse().ok().map(Pid::from_raw),
         Ok(_) | Err(_) => None,
     }
 }
@@ -108,7 +95,9 @@ pub fn end(instance: &Instance) -> Result<bool> {
 /// # Errors
 /// As [`end`].
 pub fn end_background(instance: &Instance) -> Result<()> {
-    if occupant(instance).is_some_and(|(_, is_background)| is_background) {
+    let Some(pid) = running(instance) else { return Ok(()) };
+    let words = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+    if words.split(|byte| *byte == 0).any(|word| word == BACKGROUND) {
         end(instance)?;
     }
     Ok(())
