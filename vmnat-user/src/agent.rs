@@ -30,6 +30,7 @@ use tracing::{info, warn};
 
 use self::{lease_watch::LeaseWatch, listener::Listener, round::Round};
 use crate::{
+    dhcp::Dhcp,
     error::Error,
     facts::{self, Changes, Watch},
     forwards,
@@ -200,6 +201,8 @@ struct Agent<'a> {
     follows_leases: bool,
     /// Answers for names where the host's own server cannot.
     relay: Relay,
+    /// Gives addresses where the host's own server cannot.
+    dhcp: Dhcp,
     /// When to reconcile.
     due: Option<Instant>,
     /// Routes have changed: flows must look at their way again.
@@ -223,6 +226,7 @@ impl<'a> Agent<'a> {
             lease_watch: LeaseWatch::open(),
             follows_leases: false,
             relay: Relay::default(),
+            dhcp: Dhcp::default(),
             due: None,
             rerouted: false,
         })
@@ -277,6 +281,7 @@ impl<'a> Agent<'a> {
         self.look_ahead(&state);
         let done = done?;
         self.relay.settle(self.instance, &state, &facts);
+        self.dhcp.settle(self.instance, &state, &facts);
         for change in done.changes.iter().chain(&done.forwards) {
             info!("{change}");
         }

@@ -15,7 +15,7 @@ use std::net::Ipv4Addr;
 use vmnat_common::Mac;
 
 pub use self::{
-    directory::{Directory, files},
+    directory::{Directory, files, in_force},
     listing::{LeaseRow, list},
 };
 #[cfg(any(test, fuzzing))]

@@ -79,6 +79,9 @@ pub struct State {
     /// Lease files to look at before all others.
     #[serde(default)]
     pub lease_files: Vec<PathBuf>,
+    /// The file of the leases that the agent gives.
+    #[serde(default)]
+    pub dhcp_leases: PathBuf,
     /// Destinations that guests reach without translation.
     #[serde(default)]
     pub untranslated: Vec<Ipv4Net>,
@@ -122,6 +125,7 @@ impl State {
             expiries: BTreeMap::new(),
             resolved: BTreeMap::new(),
             lease_files: Vec::new(),
+            dhcp_leases: PathBuf::new(),
             untranslated: Vec::new(),
             sysctls: Vec::new(),
             loopback: None,

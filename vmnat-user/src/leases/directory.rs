@@ -36,6 +36,8 @@ pub fn files(state: &State) -> Vec<PathBuf> {
     files.extend(
         state.bridges.iter().map(|bridge| Path::new(LIBVIRT).join(format!("{}.status", bridge.name))),
     );
+    // What the agent gave: where libvirt's own server has a lease too, that one counts.
+    files.extend(Some(&state.dhcp_leases).filter(|file| !file.as_os_str().is_empty()).cloned());
     files.extend(PLAIN.map(PathBuf::from));
     // Named after networks, not bridges.
     let mut others: Vec<PathBuf> = fs::read_dir(LIBVIRT)
@@ -147,10 +149,16 @@ fn is_inside(networks: &[PlannedNetwork], address: Ipv4Addr) -> bool {
 
 /// The leases of all files that are in force; within one file, those that end last come first.
 fn read_files(state: &State) -> Vec<LeaseFact> {
+    in_force(&files(state))
+}
+
+/// The leases of these files that are in force; within one file, those that end last come first.
+#[must_use]
+pub fn in_force(files: &[PathBuf]) -> Vec<LeaseFact> {
     let now = now();
     let mut leases = Vec::new();
-    for path in files(state) {
-        let Ok(text) = fs::read_to_string(&path) else { continue };
+    for path in files {
+        let Ok(text) = fs::read_to_string(path) else { continue };
         let mut found = read(&text).unwrap_or_else(|error| {
             debug!("cannot understand {}: {error}", path.display());
             Vec::new()
