@@ -163,7 +163,7 @@ pub fn text(rows: &[DhcpRow]) -> String {
                 Some(server) => format!("left to {server}, which answers"),
                 None => "left to another server, which answers".to_owned(),
             },
-            "listening" => "given by the agent where no other server answers within a second".to_owned(),
+            "listening" => "given by the agent where no other server answers".to_owned(),
             _ => "not given while the agent does not run".to_owned(),
         };
         let ranges = if ranges.is_empty() { "static leases".to_owned() } else { ranges.join(", ") };

@@ -56,8 +56,8 @@ pub fn forget_address(guest: &Namespace) -> Result<()> {
 ///
 /// When none is given within eight seconds.
 pub fn ask(guest: &Namespace, further: &[&str]) -> Result<Told> {
-    let (command, out) = prepare(guest, further)?;
-    guest.exec(&[&command[..], &["-n", "-q"]].concat().iter().map(String::as_str).collect::<Vec<_>>())?;
+    let (command, out) = prepare(guest, &[further, &["-n", "-q"]].concat())?;
+    guest.exec(&command.iter().map(String::as_str).collect::<Vec<_>>())?;
     told(&out, "bound")
 }
 

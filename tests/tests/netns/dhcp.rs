@@ -10,6 +10,7 @@ use vmnat_tests::lab::{
     dhcp::{self, Client},
     dnsmasq::Dnsmasq,
     firewall::{self, NFT_DROPS},
+    frame::{Ends, Packet, Tap},
     vmnat::Hook,
     wait_until,
 };
@@ -18,6 +19,8 @@ on_both_hooks!(
     guests_get_renew_and_release_addresses_with_input_on_drop,
     nothing_is_given_beside_a_server_that_answers,
     a_bridge_without_a_server_gives_from_the_range_that_was_named,
+    a_guest_that_invents_clients_leaves_addresses_for_others,
+    a_server_in_a_guest_is_left_alone,
     the_server_follows_a_bridge_that_is_made_again,
 );
 
@@ -58,7 +61,7 @@ fn guests_get_renew_and_release_addresses_with_input_on_drop(hook: Hook) -> Resu
         must_fail("an address through a closed INPUT", dhcp::ask(&first, &["-t", "2"]))?;
 
         lab.up(hook)?;
-        says(&lab, "where no other server answers within a second")?;
+        says(&lab, "given by the agent where no other server answers")?;
         let told = dhcp::ask(&first, &["-x", "hostname:mail"])?;
         ensure!((100..200).contains(&last(told.get("ip"))), "{told:?}");
         let options =
@@ -175,5 +178,57 @@ fn the_server_follows_a_bridge_that_is_made_again(hook: Hook) -> Result<()> {
     let again = dhcp::ask(lab.guest(1)?, &[])?;
     ensure!(again.get("ip") == told.get("ip"), "{again:?}");
     client::ping(lab.guest(1)?, SERVER)?;
+    lab.assert_sound_but_for_invalid_packets()
+}
+
+/// A DISCOVER of a client with that MAC.
+fn discover(mac: [u8; 6]) -> Vec<u8> {
+    let mut message = vec![1, 1, 6, 0, 1, 2, 3, mac[5]];
+    message.resize(28, 0);
+    message.extend(mac);
+    message.resize(236, 0);
+    message.extend([99, 130, 83, 99, 53, 1, 1, 255]);
+    let ends = Ends { from_mac: mac, to_mac: [0xff; 6], source: [0; 4], destination: [0xff; 4] };
+    Packet::udp(ends, 68, 67, &message).bytes()
+}
+
+/// 1. Guest 1 asks under 160 MACs, of a range of 70 addresses; 2. guest 2 gets one all the same.
+fn a_guest_that_invents_clients_leaves_addresses_for_others(hook: Hook) -> Result<()> {
+    let mut lab = Lab::new()?;
+    lab.host.nft(NFT_DROPS)?;
+    lab.up_with(hook, &["--dhcp", "192.168.122.100-192.168.122.169"])?;
+    let wire = Tap::open(lab.guest(1)?, "eth0")?;
+    for batch in 0..12_u8 {
+        for one in 0..16 {
+            wire.send(&discover([2, 0, 0, 0, 9, batch * 16 + one]))?;
+        }
+        std::thread::sleep(Duration::from_millis(if batch == 0 { 4500 } else { 300 }));
+    }
+    let offers = wire.drain().iter().filter(|frame| frame.get(36..38) == Some(&[0, 68])).count();
+    ensure!((30..=64).contains(&offers), "{offers} offers");
+    dhcp::forget_address(lab.guest(2)?)?;
+    dhcp::ask(lab.guest(2)?, &[])?;
+    lab.assert_sound_but_for_invalid_packets()
+}
+
+/// Its offers go from port to port, and no frame of them comes to the host; but its clients say to all whom they have chosen.
+fn a_server_in_a_guest_is_left_alone(hook: Hook) -> Result<()> {
+    let mut lab = Lab::new()?;
+    lab.host.nft(NFT_DROPS)?;
+    lab.up_with(hook, &["--dhcp", "192.168.122.100-192.168.122.169"])?;
+    let server = lab.guest(1)?;
+    fs::write("/run/udhcpd.leases", "")?;
+    fs::write(
+        "/run/udhcpd.conf",
+        "start 192.168.122.200\nend 192.168.122.210\ninterface eth0\nlease_file /run/udhcpd.leases\n\
+         option subnet 255.255.255.0\noption router 192.168.122.1\n",
+    )?;
+    let _server = server.start(&["busybox", "udhcpd", "-f", "/run/udhcpd.conf"])?;
+    std::thread::sleep(Duration::from_millis(300));
+    dhcp::forget_address(lab.guest(2)?)?;
+    let told = dhcp::ask(lab.guest(2)?, &[])?;
+    ensure!(told.get("serverid") == "192.168.122.10", "{told:?}");
+    says(&lab, "left to 192.168.122.10, which answers")?;
+    ensure!(!fs::exists(LEASES)?, "the agent has given a lease too");
     lab.assert_sound_but_for_invalid_packets()
 }

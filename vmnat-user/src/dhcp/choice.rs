@@ -216,6 +216,7 @@ mod tests {
                 dns: vec![address(1)],
                 domain: None,
                 mtu: None,
+                routes: Vec::new(),
                 files: Vec::new(),
             };
             let (taken, offered, barred) = (HashMap::new(), HashMap::new(), HashSet::new());

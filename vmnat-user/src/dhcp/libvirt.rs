@@ -3,6 +3,7 @@
 use std::{collections::HashMap, fs, net::Ipv4Addr, path::Path};
 
 use anyhow::{Context as _, Result};
+use ipnet::Ipv4Net;
 use quick_xml::{
     Reader, XmlVersion,
     events::{BytesStart, Event},
@@ -40,6 +41,8 @@ pub struct LibvirtNetwork {
     pub ranges: Vec<DhcpRange>,
     /// Static leases.
     pub hosts: Vec<StaticLease>,
+    /// Routes beside the default one, and their routers (option 121, of libvirt's `dnsmasq:options`).
+    pub routes: Vec<(Ipv4Net, Ipv4Addr)>,
     /// It hands out addresses.
     pub has_dhcp: bool,
 }
@@ -121,8 +124,24 @@ fn take(network: &mut LibvirtNetwork, path: &[String], element: &BytesStart<'_>)
                 network.hosts.push(StaticLease { mac, name: text("name").map(str::to_owned), address });
             }
         }
+        // Whatever prefix the file gives to dnsmasq's namespace.
+        [options, option] if options.ends_with(":options") && option.ends_with(":option") => {
+            network.routes.extend(text("value").and_then(routes).unwrap_or_default());
+        }
         _ => {}
     }
+}
+
+/// The routes of a line of dnsmasq's configuration: `dhcp-option=121,10.0.0.0/8,192.168.122.1`.
+fn routes(line: &str) -> Option<Vec<(Ipv4Net, Ipv4Addr)>> {
+    let said = line.strip_prefix("dhcp-option=")?;
+    let said = said.strip_prefix("121,").or_else(|| said.strip_prefix("option:classless-static-route,"))?;
+    let words: Vec<&str> = said.split(',').map(str::trim).collect();
+    let route = |pair: &[&str]| match pair {
+        [network, router] => Some((network.parse().ok()?, router.parse().ok()?)),
+        _ => None,
+    };
+    words.chunks(2).map(route).collect()
 }
 
 /// Seconds of a lease; zero is for ever.
@@ -168,6 +187,11 @@ mod tests {
           </dhcp>
         </ip>
         <ip family='ipv6' address='fd00::1' prefix='64'><dhcp><range start='fd00::2' end='fd00::9'/></dhcp></ip>
+        <dnsmasq:options xmlns:dnsmasq='http://libvirt.org/schemas/network/dnsmasq/1.0'>
+          <dnsmasq:option value='dhcp-option=option:classless-static-route,10.8.0.0/16,192.168.122.9,10.9.0.0/16,192.168.122.1'/>
+          <dnsmasq:option value='dhcp-option=121,10.8.0.0/16'/>
+          <dnsmasq:option value='log-dhcp'/>
+        </dnsmasq:options>
       </network></networkstatus>";
 
     #[test]
@@ -183,6 +207,8 @@ mod tests {
                 ("192.168.122.200-192.168.122.254".into(), 3600)
             ]
         );
+        let routes: Vec<_> = network.routes.iter().map(|(to, by)| format!("{to} {by}")).collect();
+        assert_eq!(routes, ["10.8.0.0/16 192.168.122.9", "10.9.0.0/16 192.168.122.1"]);
         assert_eq!(network.hosts[0].mac, leases::mac("52:54:00:00:00:10"));
         assert_eq!((network.hosts[1].mac, network.hosts[1].name.as_deref()), (None, Some("db")));
     }

@@ -40,6 +40,8 @@ pub struct Network {
     pub domain: Option<String>,
     /// Largest packet, where guests should not assume the usual.
     pub mtu: Option<u16>,
+    /// Routes beside the default one, and their routers.
+    pub routes: Vec<(Ipv4Net, Ipv4Addr)>,
     /// Lease files of other servers, whose leases are kept to.
     pub files: Vec<PathBuf>,
 }
@@ -104,6 +106,7 @@ fn network(state: &State, facts: &Facts, planned: &[PlannedNetwork], bridge: &Br
         hosts: said.hosts.into_iter().filter(|host| subnet.contains(&host.address)).collect(),
         dns: resolvers(bridge, gateway),
         domain: said.domain,
+        routes: said.routes,
         mtu: said.mtu.or_else(|| smaller_uplink(state, facts, link.mtu)),
         files: leases::files(state).into_iter().filter(|file| *file != state.dhcp_leases).collect(),
     })

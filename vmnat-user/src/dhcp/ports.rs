@@ -20,13 +20,13 @@ const PAUSE: Duration = Duration::from_millis(200);
 
 /// The forwarding table of a bridge, as it was a moment ago.
 #[derive(Debug)]
-pub(super) struct Ports {
+pub(super) struct ForwardingTable {
     bridge: u32,
     found: HashMap<Mac, u32>,
     read: Option<Instant>,
 }
 
-impl Ports {
+impl ForwardingTable {
     pub(super) fn new(bridge: u32) -> Self {
         Self { bridge, found: HashMap::new(), read: None }
     }

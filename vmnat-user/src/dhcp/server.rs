@@ -1,8 +1,8 @@
 //! The server of one bridge: hears clients and other servers, and answers those whom nobody else does.
 //!
-//! It begins by listening. A client that stays unanswered for a second shows that no server is there, or that the host's
-//! firewall keeps it from hearing: from then on it answers at once. As soon as another server is heard, or a client says that it
-//! has chosen another, it is quiet for a while. Frames that this socket sends are not shown to it, so what it hears is others'.
+//! It begins by listening. A client that stays unanswered, for a second or for four where it looks for an address, shows that no
+//! server is there, or that the host's firewall keeps it from hearing: from then on this one answers at once. As soon as another
+//! server is heard, or a client says that it has chosen another, it is quiet for a while. Frames that this socket sends are not shown to it, so what it hears is others'.
 
 use std::{
     collections::{HashMap, HashSet},
@@ -23,15 +23,19 @@ use super::{
     choice::{Around, Choice, Verdict},
     frame::{self, Carried, Datagram},
     network::Network,
-    ports::Ports,
+    ports::ForwardingTable,
     question::{self, Heard, Question},
     reply,
     socket::{Seen, Socket},
 };
 use crate::{forwards::now, leases};
 
-/// How long other servers have for their answer.
+/// How long other servers have for their answer to who asks for what it knows.
 const PATIENCE: Duration = Duration::from_secs(1);
+
+/// The same for who looks for an address: before they offer one, dnsmasq pings it for three seconds (`PING_WAIT` of its
+/// `config.h`), busybox's udhcpd asks by ARP for two, and ISC's dhcpd pings for one (measured, but for the last).
+const SEARCH_PATIENCE: Duration = Duration::from_secs(4);
 
 /// How long somebody has to say that an address is theirs.
 const PROBE: Duration = Duration::from_millis(250);
@@ -96,7 +100,7 @@ pub(super) struct Server {
     waiting: Vec<Waiting>,
     offered: HashMap<Ipv4Addr, Offer>,
     barred: HashMap<Ipv4Addr, Instant>,
-    ports: Ports,
+    ports: ForwardingTable,
 }
 
 impl Server {
@@ -106,7 +110,7 @@ impl Server {
     /// What the kernel answers.
     pub(super) fn open(network: Network, shared: Arc<Shared>) -> std::io::Result<Self> {
         let socket = Socket::open(network.index)?;
-        let ports = Ports::new(network.index);
+        let ports = ForwardingTable::new(network.index);
         let mode = Mode::Listening;
         shared.report(&network.bridge, mode);
         let (waiting, offered, barred) = (Vec::new(), HashMap::new(), HashMap::new());
@@ -254,7 +258,11 @@ impl Server {
             return;
         }
         let mut waiting = Waiting { question, due: now, choice: None, tries: 0, port };
-        let patience = if self.mode == Mode::Serving { Duration::ZERO } else { PATIENCE };
+        let patience = match (self.mode, waiting.question.kind) {
+            (Mode::Serving, _) => Duration::ZERO,
+            (_, MessageType::Discover) => SEARCH_PATIENCE,
+            _ => PATIENCE,
+        };
         let probe = self.look_for_address(&mut waiting);
         waiting.due = now.checked_add(patience.max(probe)).unwrap_or(now);
         self.waiting.push(waiting);
@@ -313,6 +321,8 @@ impl Server {
             self.waiting.push(waiting);
             return;
         }
+        // The bridge has learned it by now.
+        waiting.port = self.ports.of(waiting.question.client.mac);
         let client = &waiting.question.client;
         if !self.is_within_port(&waiting, address) {
             return;
