@@ -32,4 +32,6 @@ impl BridgePortFlags {
     /// The host forwarded nothing from this bridge before vmnat turned `forwarding` on for it, so what vmnat
     /// does not translate must not find an exit that was closed.
     pub const HOST_DID_NOT_FORWARD: u32 = 4;
+    /// Guests may use the addresses alone that were given to them ([`crate::lease::LeaseFlags::BOUND`]).
+    pub const STRICT: u32 = 8;
 }
