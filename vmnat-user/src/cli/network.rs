@@ -91,20 +91,16 @@ async fn add(
     let mut change = Change::begin(instance).await?;
     up::check_bridge(&change.facts, &name)?;
     let networks: Vec<Ipv4Net> = networks.into_iter().map(|network| network.trunc()).collect();
-    match change.state.bridges.iter_mut().find(|bridge| bridge.name == name) {
-        Some(bridge) => {
-            // To name an option alone changes nothing else.
-            if (filtering.is_none() && strict.is_none()) || !networks.is_empty() {
-                bridge.networks = networks;
-            }
-            bridge.filtering = filtering.unwrap_or(bridge.filtering);
-            bridge.strict_leases = strict.unwrap_or(bridge.strict_leases);
+    if let Some(bridge) = change.state.bridges.iter_mut().find(|bridge| bridge.name == name) {
+        // To name an option alone changes nothing else.
+        if (filtering.is_none() && strict.is_none()) || !networks.is_empty() {
+            bridge.networks = networks;
         }
-        None => {
-            let filtering = filtering.unwrap_or_default();
-            let strict_leases = strict.unwrap_or_default();
-            change.state.bridges.push(Bridge { name, networks, filtering, strict_leases });
-        }
+        bridge.filtering = filtering.unwrap_or(bridge.filtering);
+        bridge.strict_leases = strict.unwrap_or(bridge.strict_leases);
+    } else {
+        let (filtering, strict_leases) = (filtering.unwrap_or_default(), strict.unwrap_or_default());
+        change.state.bridges.push(Bridge { name, networks, filtering, strict_leases });
     }
     reconcile::admit(instance, &change.state, &change.facts)?;
     report(&change.apply().await?, "nothing to change")

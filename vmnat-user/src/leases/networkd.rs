@@ -118,7 +118,9 @@ pub(super) fn manages(index: u32) -> bool {
 }
 
 /// What was answered when, by interface.
-static ANSWERS: Mutex<Option<HashMap<u32, (Instant, Vec<LeaseFact>)>>> = Mutex::new(None);
+type Answers = HashMap<u32, (Instant, Vec<LeaseFact>)>;
+
+static ANSWERS: Mutex<Option<Answers>> = Mutex::new(None);
 
 /// Asks the bus for the leases at an interface.
 pub(super) fn ask(index: u32) -> Vec<LeaseFact> {

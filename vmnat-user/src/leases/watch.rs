@@ -100,6 +100,7 @@ mod tests {
         let told: Vec<_> =
             told.iter().map(|change| (change.event.name(), change.lease.address.octets()[3])).collect();
         assert_eq!(told, [("changed", 2), ("gone", 3), ("added", 4)]);
-        assert!(changes(&[moved.clone()], &[moved]).is_empty());
+        let moved = [moved];
+        assert!(changes(&moved, &moved).is_empty());
     }
 }

@@ -2,9 +2,9 @@
 //! the guests itself.
 //!
 //! What the programs have learned is fresher than the neighbour table, so from there only gaps are filled, and a port is
-//! forgotten when it has left its bridge. What somebody has given ([`crate::leases::Source::binds`]) goes before what guests
-//! say of themselves: the holder gets its address back from whoever has taken it, where the holder is on the bridge or the
-//! network is strict.
+//! forgotten when it has left its bridge. What somebody has given ([`crate::leases::Source::binds`]) is bound to its holder. Where
+//! somebody else uses such an address, a strict network gives it to the holder at once; any other waits until the holder itself
+//! claims it, because the file may be the one that errs.
 
 use std::collections::{HashMap, HashSet};
 
@@ -38,11 +38,15 @@ pub(super) fn settle(tables: &Tables, plan: &Plan, facts: &Facts, directory: &Di
         }
         known.insert(address);
         let wanted = match holders.remove(&address) {
-            Some(holder) => claimed(&lease, &holder, plan, facts),
+            Some(holder) => claimed(&lease, &holder, plan),
             None if directory.is_doubtful() => Some(lease),
             None => Some(Lease { flags: lease.flags & !BINDING, ..lease }).filter(|lease| lease.flags != 0),
         };
-        let Some(wanted) = wanted.map(|wanted| with_port(wanted, facts)) else {
+        let place = |wanted: Lease| {
+            let is_seen = wanted.flags & !BINDING != 0 || plan.is_strict(wanted.bridge);
+            if is_seen { with_port(wanted, facts) } else { wanted }
+        };
+        let Some(wanted) = wanted.map(place) else {
             tables.lease.remove(&address)?;
             changed = true;
             continue;
@@ -75,30 +79,34 @@ fn held(fact: &LeaseFact, plan: &Plan, facts: &Facts, stamp: u32) -> Option<(Add
     if network.gateway == fact.address.into() {
         return None;
     }
+    let is_seen = facts.neighbour(network.bridge, fact.address.into()) == fact.mac;
     let lease = match fact.port.as_deref().map(|name| facts.link(name)) {
-        None => with_port(lease, facts),
         // A port that is not there binds as well: the guest waits for it.
         Some(port) => Lease {
             port: port.filter(|port| port.master == Some(network.bridge)).map_or(0, |port| port.index),
             flags: BINDING,
             ..lease
         },
+        None if is_seen => {
+            with_port(Lease { flags: lease.flags | LeaseFlags::FROM_NEIGHBOUR, ..lease }, facts)
+        }
+        None if plan.is_strict(network.bridge) => with_port(lease, facts),
+        // Nobody has seen the guest with this address: whoever is found there by ARP has it.
+        None => lease,
     };
     Some((fact.address.into(), lease))
 }
 
 /// What becomes of a known entry whose address was given to a guest.
-fn claimed(lease: &Lease, holder: &Lease, plan: &Plan, facts: &Facts) -> Option<Lease> {
+fn claimed(lease: &Lease, holder: &Lease, plan: &Plan) -> Option<Lease> {
     if lease.mac == holder.mac && lease.bridge == holder.bridge {
         let flags = lease.flags & !BINDING | holder.flags;
         let port = if holder.flags & LeaseFlags::PORT_BOUND == 0 { lease.port } else { holder.port };
         return Some(Lease { port, flags, ..*lease });
     }
-    let is_there = holder.port != 0 || facts.port_behind(holder.bridge, holder.mac).is_some();
-    if is_there || plan.is_strict(holder.bridge) {
+    if plan.is_strict(holder.bridge) {
         return Some(*holder);
     }
-    // The holder is not there, and somebody else uses its address: as without a lease.
     Some(Lease { flags: lease.flags & !BINDING, ..*lease }).filter(|lease| lease.flags != 0)
 }
 
