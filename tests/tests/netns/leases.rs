@@ -39,6 +39,12 @@ fn row(lab: &Lab, address: &str) -> Result<Value> {
     Ok(rows.into_iter().find(|row| row["address"] == address).unwrap_or_default())
 }
 
+/// One thing that is known of a lease.
+fn fact(lab: &Lab, address: &str, what: &str) -> Result<Value> {
+    let row = &row(lab, address)?;
+    Ok(row[what].clone())
+}
+
 /// An ARP request from a station, in which `mac` has `address`.
 fn claim(station: Mac, mac: Mac, address: &str) -> Result<Vec<u8>> {
     let mut frame = [[0xff; 6], station].as_flattened().to_vec();
@@ -60,7 +66,7 @@ fn hears_claim(at: &Tap, address: &str) -> Result<bool> {
 }
 
 fn at_port(lab: &Lab, number: usize) -> Result<bool> {
-    let row = row(lab, &guest_address(number))?;
+    let row = &row(lab, &guest_address(number))?;
     Ok(row["mac"] == mac(number) && row["port"] == format!("vnet{number}"))
 }
 
@@ -94,24 +100,24 @@ fn leases_come_from_every_source_and_say_so(hook: Hook) -> Result<()> {
     for number in [1, 2] {
         client::ask(lab.guest(number)?, SERVER_ECHO)?;
     }
-    let first = row(&lab, &guest_address(1))?;
+    let first = &row(&lab, &guest_address(1))?;
     ensure!(first["source"] == "libvirt" && first["name"] == "web" && first["port"] == "vnet1", "{first}");
     ensure!(first["port_source"] == "traffic" && first["bound"] == true, "{first}");
     ensure!(first["expires"] == 9_000_000_000_u64 && first["age_seconds"].is_u64(), "{first}");
-    let second = row(&lab, &guest_address(2))?;
+    let second = &row(&lab, &guest_address(2))?;
     ensure!(second["source"] == "networkd" && second["name"] == "db" && second["bound"] == true, "{second}");
-    let reserved = row(&lab, "192.168.122.78")?;
+    let reserved = &row(&lab, "192.168.122.78")?;
     ensure!(reserved["source"] == "libvirt-hosts" && reserved["age_seconds"].is_null(), "{reserved}");
     ensure!(row(&lab, "192.168.122.77")?.is_null(), "a lease that has expired is listed");
 
     fs::write(format!("{libvirt}/virbr0.status"), "[{\"ip-addr")?;
     thread::sleep(Duration::from_millis(500));
-    ensure!(row(&lab, &guest_address(1))?["bound"] == true, "half a file has taken a binding back");
+    ensure!(fact(&lab, &guest_address(1), "bound")? == true, "half a file has taken a binding back");
     fs::write(format!("{libvirt}/virbr0.status"), "")?;
     wait_until("the binding ends with its lease", PATIENCE, || {
-        Ok(row(&lab, &guest_address(1))?["bound"] == false)
+        Ok(fact(&lab, &guest_address(1), "bound")? == false)
     })?;
-    ensure!(row(&lab, &guest_address(1))?["source"] == "traffic");
+    ensure!(fact(&lab, &guest_address(1), "source")? == "traffic");
     lab.assert_invariants()
 }
 
@@ -160,15 +166,15 @@ fn a_sibling_takes_no_address_that_was_given_to_a_guest(hook: Hook) -> Result<()
     let sibling = Tap::open(lab.guest(2)?, "eth0")?;
     let forged = claim(guest_mac(2), guest_mac(2), &guest_address(1))?;
     sibling.send(&forged)?;
-    wait_until("the claim is believed", PATIENCE, || Ok(row(&lab, &guest_address(1))?["mac"] == mac(2)))?;
+    wait_until("the claim is believed", PATIENCE, || Ok(fact(&lab, &guest_address(1), "mac")? == mac(2)))?;
 
     fs::write(LEASES, lease(1, "web"))?;
     thread::sleep(A_WHILE);
-    ensure!(row(&lab, &guest_address(1))?["mac"] == mac(2));
+    ensure!(fact(&lab, &guest_address(1), "mac")? == mac(2));
     Tap::open(lab.guest(1)?, "eth0")?.send(&claim(guest_mac(1), guest_mac(1), &guest_address(1))?)?;
     fs::write(LEASES, lease(1, "www"))?;
     wait_until("guest 1 has its address back", PATIENCE, || {
-        Ok(at_port(&lab, 1)? && row(&lab, &guest_address(1))?["bound"] == true)
+        Ok(at_port(&lab, 1)? && fact(&lab, &guest_address(1), "bound")? == true)
     })?;
     for _ in 0..5 {
         sibling.send(&forged)?;
@@ -202,7 +208,7 @@ fn a_strict_network_holds_guests_to_what_they_were_given(hook: Hook) -> Result<(
     let asker = Asker::new(lab.guest(2)?, 31_000)?;
     asker.ask(SERVER_ECHO)?;
     fs::write(LEASES, lease(1, "web"))?;
-    wait_until("guest 2 is not bound", PATIENCE, || Ok(row(&lab, &guest_address(2))?["bound"] == false))?;
+    wait_until("guest 2 is not bound", PATIENCE, || Ok(fact(&lab, &guest_address(2), "bound")? == false))?;
     client::must_fail("a live conversation without a lease", asker.ask_within(SERVER_ECHO, 8, A_WHILE))?;
     let attempt = client::ping_as(lab.guest(2)?, 7, &guest_address(1), A_WHILE);
     client::must_fail("a ping to a sibling without a lease", attempt)?;
@@ -277,12 +283,12 @@ fn a_guest_without_dhcp_is_bound_by_hand(hook: Hook) -> Result<()> {
     client::must_fail("a guest that nobody knows", answered())?;
     lab.vmnat_ok(&["leases", "bind", &address, &mac])?;
     is_back("a guest that was bound")?;
-    ensure!(row(&lab, &address)?["source"] == "bound");
+    ensure!(fact(&lab, &address, "source")? == "bound");
     lab.vmnat_ok(&["leases", "bind", &address, &mac, "--port", "vnet2"])?;
     client::must_fail("a guest at another port than its own", answered())?;
     lab.vmnat_ok(&["leases", "bind", &address, &mac, "--port", "vnet1"])?;
     is_back("a guest at its port")?;
-    ensure!(row(&lab, &address)?["port_source"] == "bound");
+    ensure!(fact(&lab, &address, "port_source")? == "bound");
     lab.vmnat_ok(&["leases", "unbind", &address])?;
     client::must_fail("a guest that is bound no more", answered())?;
     lab.vmnat_refused(&["leases", "unbind", &address])?;
