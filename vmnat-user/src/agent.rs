@@ -37,6 +37,7 @@ use crate::{
     leases::{self, LeaseFact},
     paths::Instance,
     reconcile,
+    services::Relay,
     state::{self, Lock, State},
     tables::Tables,
 };
@@ -157,7 +158,10 @@ pub async fn run(instance: &Instance, ready: impl FnOnce()) -> Result<()> {
             found = changes.next() => agent.note(found),
             () = due(agent.due) => agent.reconcile().await,
             true = pump(&mut kernel_log) => {}
-            _ = reap.tick() => round.go(instance, &agent.tables),
+            _ = reap.tick() => {
+                round.go(instance, &agent.tables);
+                agent.relay.leave_lost_room(instance);
+            }
             _ = look.tick() => agent.reconcile().await,
             _ = hangup.recv() => agent.reconcile().await,
             _ = terminate.recv() => break,
@@ -205,6 +209,8 @@ struct Agent<'a> {
     lease_watch: LeaseWatch,
     /// What the system's bus said of leases; none where it is not asked.
     bus: Option<(State, Vec<LeaseFact>)>,
+    /// Answers for names where the host's own server cannot.
+    relay: Relay,
     /// When to reconcile.
     due: Option<Instant>,
     /// Routes have changed: flows must look at their way again.
@@ -227,6 +233,7 @@ impl<'a> Agent<'a> {
             kernel_log,
             lease_watch: LeaseWatch::open(),
             bus: None,
+            relay: Relay::default(),
             due: None,
             rerouted: false,
         })
@@ -240,6 +247,7 @@ impl<'a> Agent<'a> {
     /// Plans a reconcile for what has changed.
     fn note(&mut self, changes: Changes) {
         let firm = Changes::LINK.with(Changes::ADDRESS).with(Changes::ROUTE).with(Changes::RULES);
+        let firm = firm.with(Changes::SETTING);
         self.rerouted |= changes.any_of(Changes::ROUTE);
         if !changes.is_empty() {
             let after = if changes.any_of(firm) { SETTLE } else { SETTLE_NEIGHBOURS };
@@ -279,6 +287,7 @@ impl<'a> Agent<'a> {
         }
         self.look_ahead(&state);
         let done = done?;
+        self.relay.settle(self.instance, &state, &facts);
         for change in done.changes.iter().chain(&done.forwards) {
             info!("{change}");
         }

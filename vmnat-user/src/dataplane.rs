@@ -73,6 +73,8 @@ pub mod map {
     pub const LEASE: &str = "LEASE";
     /// Stations.
     pub const STATION: &str = "STATION";
+    /// Services of the gateways.
+    pub const SERVICE: &str = "SERVICE";
     /// Port bits.
     pub const PORT_POOL: &str = "PORT_POOL";
     /// The settings.
@@ -81,7 +83,7 @@ pub mod map {
     pub const OUTCOMES: &str = "OUTCOMES";
 
     /// All of them.
-    pub const ALL: [&str; 19] = [
+    pub const ALL: [&str; 20] = [
         FLOW,
         MAPPING,
         NETWORK,
@@ -98,6 +100,7 @@ pub mod map {
         GUEST,
         LEASE,
         STATION,
+        SERVICE,
         PORT_POOL,
         SETTINGS,
         OUTCOMES,

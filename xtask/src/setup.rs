@@ -4,6 +4,7 @@
 //! machine that got it another way is left alone.
 
 pub mod cargo_fuzz;
+pub mod dnsmasq;
 pub mod guest_kernel;
 pub mod guest_root;
 mod kernel;
@@ -54,6 +55,7 @@ pub fn ensure(scope: Scope) -> Result<()> {
         guest_kernel::ensure()?;
         guest_root::ensure()?;
         stun::ensure()?;
+        dnsmasq::ensure()?;
     }
     Ok(())
 }

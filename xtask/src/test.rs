@@ -9,7 +9,7 @@ use crate::{
     check::{CHECKS, Check},
     command::{self, cargo},
     demo, project, setup,
-    setup::{guest_kernel, guest_root, stun},
+    setup::{dnsmasq, guest_kernel, guest_root, stun},
     steps::Steps,
 };
 
@@ -100,7 +100,7 @@ impl Tier {
         }
         command.args(self.selection).arg("--").args(self.harness).args(filter);
         command.env(guest_kernel::VARIABLE, guest_kernel::dir()).env(guest_root::VARIABLE, guest_root::dir());
-        command.env(stun::VARIABLE, stun::dir());
+        command.env(stun::VARIABLE, stun::dir()).env(dnsmasq::VARIABLE, dnsmasq::dir());
         command.env(project::VMNAT, project::built("vmnat"));
         command
     }

@@ -30,4 +30,5 @@ mod quotas;
 mod reaper;
 mod rest;
 mod rig;
+mod services;
 mod sums;

@@ -100,7 +100,7 @@ async fn add(
         bridge.strict_leases = strict.unwrap_or(bridge.strict_leases);
     } else {
         let (filtering, strict_leases) = (filtering.unwrap_or_default(), strict.unwrap_or_default());
-        change.state.bridges.push(Bridge { name, networks, filtering, strict_leases });
+        change.state.bridges.push(Bridge { networks, filtering, strict_leases, ..Bridge::new(name) });
     }
     reconcile::admit(instance, &change.state, &change.facts)?;
     report(&change.apply().await?, "nothing to change")

@@ -2,7 +2,7 @@
 
 use std::{
     io::{self, Write as _},
-    os::fd::AsFd as _,
+    os::fd::{AsFd as _, AsRawFd as _},
 };
 
 use anyhow::{Context, Result};
@@ -44,4 +44,14 @@ pub fn is_read() -> bool {
     let gone = PollFlags::POLLERR.union(PollFlags::POLLHUP);
     let asked = poll(&mut ends, PollTimeout::ZERO);
     asked.is_err() || !ends.iter().any(|end| end.revents().is_some_and(|events| events.intersects(gone)))
+}
+
+/// Columns of the terminal; of what else it may be, as many as a page has.
+pub fn width() -> usize {
+    const PAGE: usize = 100;
+    let mut size = libc::winsize { ws_row: 0, ws_col: 0, ws_xpixel: 0, ws_ypixel: 0 };
+    // SAFETY: the struct is live, and TIOCGWINSZ writes no more than it.
+    let result = unsafe { libc::ioctl(io::stdout().as_raw_fd(), libc::TIOCGWINSZ, &raw mut size) };
+    let columns = usize::from(size.ws_col);
+    if result == 0 && columns >= 40 { columns.min(PAGE) } else { PAGE }
 }

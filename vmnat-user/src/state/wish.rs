@@ -1,6 +1,11 @@
 //! The parts of the wish: bridges with the filtering of their networks, and what a guest may take.
 
-use std::{fmt, net::Ipv4Addr, ops::RangeInclusive, str::FromStr};
+use std::{
+    fmt,
+    net::{Ipv4Addr, SocketAddrV4},
+    ops::RangeInclusive,
+    str::FromStr,
+};
 
 use ipnet::Ipv4Net;
 use serde::{Deserialize, Serialize};
@@ -9,6 +14,7 @@ use vmnat_common::{network::NetworkFlags, port_range::FIRST_UNPRIVILEGED, quota:
 use crate::{
     host_ports::DEFAULT_RANGE,
     leases::{self, LeaseFact, Source},
+    services::{self, ServicePort},
 };
 
 /// A bridge, and the networks that stand behind it.
@@ -25,6 +31,12 @@ pub struct Bridge {
     /// Its guests may use the addresses alone that were given to them.
     #[serde(default)]
     pub strict_leases: bool,
+    /// Services of its own addresses that guests may use whatever the host's INPUT rules say.
+    #[serde(default = "services::dns")]
+    pub services: Vec<ServicePort>,
+    /// Resolvers to ask for guests instead of the host's own server.
+    #[serde(default)]
+    pub dns: Vec<SocketAddrV4>,
 }
 
 impl Bridge {
@@ -35,6 +47,8 @@ impl Bridge {
             name: name.into(),
             networks: Vec::new(),
             filtering: Filtering::default(),
+            services: services::dns(),
+            dns: Vec::new(),
             strict_leases: false,
         }
     }
