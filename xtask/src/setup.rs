@@ -11,6 +11,7 @@ mod linker;
 mod packages;
 pub mod stun;
 mod toolchain;
+pub mod wireguard;
 
 use anyhow::{Result, ensure};
 use clap::Parser;
@@ -54,6 +55,7 @@ pub fn ensure(scope: Scope) -> Result<()> {
         guest_kernel::ensure()?;
         guest_root::ensure()?;
         stun::ensure()?;
+        wireguard::ensure()?;
     }
     Ok(())
 }

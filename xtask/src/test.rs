@@ -9,7 +9,7 @@ use crate::{
     check::{CHECKS, Check},
     command::{self, cargo},
     demo, project, setup,
-    setup::{guest_kernel, guest_root, stun},
+    setup::{guest_kernel, guest_root, stun, wireguard},
     steps::Steps,
 };
 
@@ -101,6 +101,7 @@ impl Tier {
         command.args(self.selection).arg("--").args(self.harness).args(filter);
         command.env(guest_kernel::VARIABLE, guest_kernel::dir()).env(guest_root::VARIABLE, guest_root::dir());
         command.env(stun::VARIABLE, stun::dir());
+        command.env(wireguard::VARIABLE, wireguard::dir());
         command.env(project::VMNAT, project::built("vmnat"));
         command
     }

@@ -16,6 +16,7 @@ pub mod stun;
 pub mod uplink;
 pub mod vmnat;
 pub mod watch;
+pub mod wireguard;
 
 use std::{
     fmt::Write as _,
