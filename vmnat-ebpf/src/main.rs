@@ -62,6 +62,8 @@ mod room;
 #[cfg(target_arch = "bpf")]
 mod route;
 #[cfg(target_arch = "bpf")]
+mod service;
+#[cfg(target_arch = "bpf")]
 mod session;
 #[cfg(target_arch = "bpf")]
 mod settings;

@@ -18,6 +18,7 @@ use vmnat_common::{
     network::Network,
     port_range::POOL_WORDS,
     quota::Guest,
+    service::{Service, ServiceKey},
     session::Session,
     settings::Settings,
     station::{Station, StationKey},
@@ -87,6 +88,10 @@ pub static LEASE: HashMap<Address, Lease> = HashMap::with_max_entries(16_384, 0)
 /// Behind which port each station of a bridge is.
 #[map]
 pub static STATION: HashMap<StationKey, Station> = HashMap::with_max_entries(16_384, 0);
+
+/// Services of bridges' own addresses that guests may use.
+#[map]
+pub static SERVICE: HashMap<ServiceKey, Service> = HashMap::with_max_entries(4_096, 0);
 
 /// One bit a port that guests may be given.
 #[map]

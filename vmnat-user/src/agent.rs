@@ -37,6 +37,7 @@ use crate::{
     leases,
     paths::Instance,
     reconcile,
+    services::Relay,
     state::{self, Lock, State},
     tables::Tables,
 };
@@ -151,7 +152,10 @@ pub async fn run(instance: &Instance, ready: impl FnOnce()) -> Result<()> {
             found = changes.next() => agent.note(found),
             () = due(agent.due) => agent.reconcile().await,
             true = pump(&mut kernel_log) => {}
-            _ = reap.tick() => round.go(instance, &agent.tables),
+            _ = reap.tick() => {
+                round.go(instance, &agent.tables);
+                agent.relay.leave_lost_room(instance);
+            }
             _ = look.tick() => agent.reconcile().await,
             _ = hangup.recv() => agent.reconcile().await,
             _ = terminate.recv() => break,
@@ -194,6 +198,8 @@ struct Agent<'a> {
     lease_watch: LeaseWatch,
     /// A port forward leads to a lease.
     follows_leases: bool,
+    /// Answers for names where the host's own server cannot.
+    relay: Relay,
     /// When to reconcile.
     due: Option<Instant>,
     /// Routes have changed: flows must look at their way again.
@@ -219,6 +225,7 @@ impl<'a> Agent<'a> {
             kernel_log,
             lease_watch: LeaseWatch::open(),
             follows_leases: false,
+            relay: Relay::default(),
             due: None,
             rerouted: false,
             routes: Vec::new(),
@@ -233,6 +240,7 @@ impl<'a> Agent<'a> {
     /// Plans a reconcile for what has changed.
     fn note(&mut self, changes: Changes) {
         let firm = Changes::LINK.with(Changes::ADDRESS).with(Changes::ROUTE).with(Changes::RULES);
+        let firm = firm.with(Changes::SETTING);
         if changes.any_of(Changes::ROUTE) && !std::mem::replace(&mut self.rerouted, true) {
             self.look_again();
         }
@@ -288,6 +296,7 @@ impl<'a> Agent<'a> {
         }
         self.look_ahead(&state);
         let done = done?;
+        self.relay.settle(self.instance, &state, &facts);
         for change in done.changes.iter().chain(&done.forwards) {
             info!("{change}");
         }

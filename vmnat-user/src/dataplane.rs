@@ -75,6 +75,8 @@ pub mod map {
     pub const LEASE: &str = "LEASE";
     /// Stations.
     pub const STATION: &str = "STATION";
+    /// Services of the gateways.
+    pub const SERVICE: &str = "SERVICE";
     /// Port bits.
     pub const PORT_POOL: &str = "PORT_POOL";
     /// The settings.
@@ -83,7 +85,7 @@ pub mod map {
     pub const OUTCOMES: &str = "OUTCOMES";
 
     /// All of them.
-    pub const ALL: [&str; 20] = [
+    pub const ALL: [&str; 21] = [
         FLOW,
         MAPPING,
         NETWORK,
@@ -101,6 +103,7 @@ pub mod map {
         GUEST,
         LEASE,
         STATION,
+        SERVICE,
         PORT_POOL,
         SETTINGS,
         OUTCOMES,

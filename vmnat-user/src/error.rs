@@ -150,6 +150,9 @@ pub enum Error {
     /// The answer is no, and was told or is not to be.
     #[error("")]
     Silent,
+    /// Guests lack something; the report has told it.
+    #[error("")]
+    Offline,
     /// A port forward is to be bound to what is no uplink.
     #[error("\"{name}\" is no uplink of this instance; {hint}")]
     NoUplink {
@@ -238,6 +241,7 @@ impl Error {
             Self::UnknownLayout { .. } => Exit::UnknownLayout,
             Self::Partial { .. } => Exit::Partial,
             Self::Degraded { .. } => Exit::Degraded,
+            Self::Offline => Exit::Offline,
             Self::Usage(_) => Exit::Usage,
         }
     }

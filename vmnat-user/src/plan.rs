@@ -14,6 +14,7 @@ use vmnat_common::{
     bridge::{BridgePort, BridgePortFlags},
     forward::{Forward, SourceKey},
     network::{Network, NetworkKey},
+    service::{Service, ServiceKey},
     uplink::Uplink,
 };
 
@@ -22,7 +23,7 @@ use crate::{
     error::Error,
     facts::{Facts, LinkFact, PORT_FORWARDING},
     link::Hook,
-    room,
+    room, services,
     state::{Filtering, State},
 };
 
@@ -44,6 +45,8 @@ pub struct Plan {
     pub bridge_port: Vec<(u32, BridgePort)>,
     /// The `UPLINK` map.
     pub uplink: Vec<(u32, Uplink)>,
+    /// The `SERVICE` map.
+    pub service: Vec<(ServiceKey, Service)>,
     /// The `GATEWAY` map.
     pub gateway: Vec<(u32, Address)>,
     /// The port forwards, in the order of their first endpoints, none over another.
@@ -67,6 +70,8 @@ pub struct Circumstances {
     pub closed: HashSet<u32>,
     /// The host's ends of the quiet room.
     pub room: Option<room::Ends>,
+    /// The loopback lets in nothing of guests.
+    pub loopback_is_strict: bool,
 }
 
 /// A network and the bridge it is behind.
@@ -105,6 +110,7 @@ pub fn plan(state: &State, facts: &Facts, circumstances: &Circumstances) -> Resu
     }
     plan.network = networks.iter().map(entry_of).collect();
     plan.untranslated = state.untranslated.iter().copied().map(key_of).collect();
+    plan.service = services::entries(state, facts, circumstances.loopback_is_strict);
     forwards::plan_forwards(state, facts, &networks, &uplinks, &mut plan);
     plan.room.clone_from(&circumstances.room);
     plan.hooks.extend(plan.room.iter().flat_map(room::Ends::hooks));

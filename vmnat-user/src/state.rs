@@ -84,6 +84,9 @@ pub struct State {
     pub untranslated: Vec<Ipv4Net>,
     /// Kernel settings to put back.
     pub sysctls: Vec<SysctlRecord>,
+    /// The loopback's setting that services need, to put back.
+    #[serde(default)]
+    pub loopback: Option<crate::sysctl::Change>,
     /// Filters to remove.
     pub filters: Vec<FilterRecord>,
     /// Interfaces that got their clsact queueing discipline from vmnat, by index and name.
@@ -121,6 +124,7 @@ impl State {
             lease_files: Vec::new(),
             untranslated: Vec::new(),
             sysctls: Vec::new(),
+            loopback: None,
             filters: Vec::new(),
             qdiscs: BTreeMap::new(),
             log: String::new(),

@@ -21,6 +21,7 @@ use vmnat_common::{
     network::{Network, NetworkKey},
     quota::Guest,
     reap::{self, Mode, Verdict},
+    service::{Service, ServiceKey},
     session::Session,
     settings::Settings,
     station::{Station, StationKey},
@@ -67,6 +68,8 @@ pub struct Tables {
     pub lease: Table<Address, Lease>,
     /// Stations of the bridges.
     pub station: Table<StationKey, Station>,
+    /// Services of the gateways that guests may use.
+    pub service: Table<ServiceKey, Service>,
     /// Words of port bits.
     pub port_pool: Table<u32, u64>,
     forward: Table<u32, Forward>,
@@ -139,6 +142,7 @@ impl Tables {
             guest: Table::open(&instance.map(map::GUEST))?,
             lease: Table::open(&instance.map(map::LEASE))?,
             station: Table::open(&instance.map(map::STATION))?,
+            service: Table::open(&instance.map(map::SERVICE))?,
             port_pool: Table::open(&instance.map(map::PORT_POOL))?,
             settings: Table::open(&instance.map(map::SETTINGS))?,
             outcomes: Table::open(&instance.map(map::OUTCOMES))?,
