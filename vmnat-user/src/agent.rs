@@ -31,7 +31,7 @@ use tracing::{debug, info, warn};
 use self::{lease_watch::LeaseWatch, listener::Listener, round::Round};
 use crate::{
     error::Error,
-    facts::{self, Changes, Watch},
+    facts::{self, Changes, RouteFact, Watch},
     forwards,
     kernel_log::KernelLog,
     leases::{self, LeaseFact},
@@ -215,6 +215,9 @@ struct Agent<'a> {
     due: Option<Instant>,
     /// Routes have changed: flows must look at their way again.
     rerouted: bool,
+    /// The routes of the last picture. The kernel tells nobody of those that go with a link (`fib_disable_ip()` of
+    /// `net/ipv4/fib_frontend.c`).
+    routes: Vec<RouteFact>,
 }
 
 impl<'a> Agent<'a> {
@@ -236,6 +239,7 @@ impl<'a> Agent<'a> {
             relay: Relay::default(),
             due: None,
             rerouted: false,
+            routes: Vec::new(),
         })
     }
 
@@ -310,7 +314,11 @@ impl<'a> Agent<'a> {
         for warning in state.warnings.iter().filter(|warning| !before.warnings.contains(warning)) {
             warn!("{warning}");
         }
-        if std::mem::take(&mut self.rerouted) {
+        let moved = self.routes != facts.routes;
+        if moved {
+            self.routes.clone_from(&facts.routes);
+        }
+        if std::mem::take(&mut self.rerouted) || moved {
             self.tables.bump_generation()?;
         }
         if !done.failures.is_empty() {

@@ -18,6 +18,7 @@ pub mod stun;
 pub mod uplink;
 pub mod vmnat;
 pub mod watch;
+pub mod wireguard;
 
 use std::{
     fmt::Write as _,
