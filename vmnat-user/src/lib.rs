@@ -7,6 +7,7 @@ pub mod conntrack;
 pub mod dataplane;
 pub mod dhcp;
 pub mod docker;
+pub mod doctor;
 pub mod error;
 pub mod events;
 pub mod exit;

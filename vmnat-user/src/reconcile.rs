@@ -101,7 +101,7 @@ pub fn fill(
     }
     settings::settle(instance, tables, state)?;
     let moved = settle_maps(tables, &plan, facts, done)?;
-    let leases = leases::settle(tables, &plan, facts)?;
+    let leases = leases::settle(tables, &plan, facts, &Directory::given(state, facts))?;
     stations::settle(tables, &plan, facts)?;
     if moved || leases {
         tables.bump_generation()?;
@@ -180,6 +180,7 @@ pub fn flush(tables: &Tables, is_doomed: impl Fn(&FlowKey, &Session) -> bool) ->
 /// nftables.
 fn obstructed(state: &State, facts: &Facts) -> HashMap<u32, String> {
     let bridges = state.bridges.iter().filter_map(|bridge| facts.link(&bridge.name));
+    let bridges = bridges.chain(plan::uplinks(state, facts).into_iter().filter(|uplink| uplink.is_bridge));
     let rules = facts::port_rules();
     let rules = rules.inspect_err(|error| warn!("the rules of nftables cannot be listed: {error}"));
     let rules = rules.unwrap_or_default();
@@ -214,6 +215,14 @@ fn settle_maps(tables: &Tables, plan: &Plan, facts: &Facts, done: &mut Reconcile
     };
     note(settle(&tables.uplink, &plan.uplink, |index, value| {
         format!("uplink {} with address {}", facts.name_of(*index), value.address)
+    })?);
+    note(settle(&tables.gateway, &plan.gateway, |index, router| {
+        let name = facts.name_of(*index);
+        if router.is_unspecified() {
+            format!("answers by uplink {name}")
+        } else {
+            format!("answers by uplink {name} through {router}")
+        }
     })?);
     note(settle(&tables.bridge_port, &plan.bridge_port, |index, value| {
         let name = facts.name_of(*index);

@@ -22,7 +22,7 @@ use serde::{Deserialize, Serialize};
 pub use self::{
     lock::Lock,
     records::{FilterRecord, HookMode, SysctlRecord},
-    wish::{Bridge, Filtering, GuestQuotas, PoolRange},
+    wish::{Binding, Bridge, Filtering, GuestQuotas, PoolRange},
 };
 use crate::{
     error::Error,
@@ -82,6 +82,9 @@ pub struct State {
     /// The file of the leases that the agent gives.
     #[serde(default)]
     pub dhcp_leases: PathBuf,
+    /// Addresses that the operator has given to guests.
+    #[serde(default)]
+    pub bindings: Vec<Binding>,
     /// Destinations that guests reach without translation.
     #[serde(default)]
     pub untranslated: Vec<Ipv4Net>,
@@ -126,6 +129,7 @@ impl State {
             resolved: BTreeMap::new(),
             lease_files: Vec::new(),
             dhcp_leases: PathBuf::new(),
+            bindings: Vec::new(),
             untranslated: Vec::new(),
             sysctls: Vec::new(),
             loopback: None,

@@ -112,8 +112,9 @@ impl Around<'_> {
         let network = self.network;
         let host = network.hosts.iter().find(|host| host.address == address);
         let is_anothers_own = host.is_some_and(|host| host.mac.is_some_and(|mac| mac != client.mac));
-        let has_other_own =
-            network.hosts.iter().any(|host| host.mac == Some(client.mac) && host.address != address);
+        // The operator's own words come first, and libvirt's do not contradict them.
+        let own = network.hosts.iter().find(|host| host.mac == Some(client.mac));
+        let has_other_own = own.is_some_and(|own| own.address != address);
         let entry = self.book.at(address).filter(|entry| entry.expires > self.now);
         let is_leased = entry.is_some_and(|entry| entry.client.mac != client.mac);
         let is_taken = self.taken.get(&address).is_some_and(|mac| *mac != client.mac);
@@ -244,6 +245,9 @@ mod tests {
         let mut case = Case::new();
         let discover = |last| question(MessageType::Discover, last);
         assert_eq!(case.chosen(&discover(9)), Some((11, false)), "a static lease");
+        let bound = StaticLease { mac: Some(mac(9)), name: None, address: address(77) };
+        case.network.hosts.insert(0, bound);
+        assert_eq!(case.chosen(&discover(9)), Some((77, false)), "what the operator says goes before it");
         case.lease(13, 2, 500);
         assert_eq!(case.chosen(&discover(2)), Some((13, false)), "the one that it had");
         case.taken.insert(address(12), mac(3));

@@ -1,13 +1,10 @@
 //! Networks as libvirt defines them: ranges, static leases and domain, from its XML files.
 
-use std::{collections::HashMap, fs, net::Ipv4Addr, path::Path};
+use std::{fs, net::Ipv4Addr, path::Path};
 
 use anyhow::{Context as _, Result};
 use ipnet::Ipv4Net;
-use quick_xml::{
-    Reader, XmlVersion,
-    events::{BytesStart, Event},
-};
+use roxmltree::{Document, Node};
 use tracing::debug;
 use vmnat_common::Mac;
 
@@ -69,67 +66,49 @@ pub fn network_of(bridge: &str) -> Option<LibvirtNetwork> {
 /// # Errors
 /// When it is no XML.
 pub(crate) fn read(text: &str) -> Result<LibvirtNetwork> {
-    let mut reader = Reader::from_str(text);
+    let document = Document::parse(text).context("read the network's XML")?;
     let mut network = LibvirtNetwork::default();
-    let mut path: Vec<String> = Vec::new();
-    loop {
-        match reader.read_event().context("read the network's XML")? {
-            Event::Start(element) => {
-                path.push(element.name().as_ref().to_owned());
-                take(&mut network, &path, &element);
-            }
-            Event::Empty(element) => {
-                path.push(element.name().as_ref().to_owned());
-                take(&mut network, &path, &element);
-                path.pop();
-            }
-            Event::End(_) => {
-                path.pop();
-            }
-            Event::Eof => return Ok(network),
-            _ => {}
-        }
+    let root = document.root_element();
+    let is_network = |node: &Node<'_, '_>| node.has_tag_name("network");
+    let wrapped = || root.children().filter(|_| root.has_tag_name("networkstatus")).find(is_network);
+    if let Some(found) = Some(root).filter(is_network).or_else(wrapped) {
+        found.children().for_each(|node| take(&mut network, node));
     }
+    Ok(network)
 }
 
-/// Takes what an element says, by where it stands below `<network>`.
-fn take(network: &mut LibvirtNetwork, path: &[String], element: &BytesStart<'_>) {
-    let names: Vec<&str> = path.iter().map(String::as_str).collect();
-    let (["networkstatus", "network", below @ ..] | ["network", below @ ..]) = names.as_slice() else {
-        return;
-    };
-    let said = attributes(element);
-    let text = |name: &str| said.get(name).map(String::as_str);
-    match below {
-        ["bridge"] => network.bridge = text("name").map(str::to_owned).unwrap_or_default(),
-        ["domain"] => network.domain = text("name").map(str::to_owned),
-        ["mtu"] => network.mtu = text("size").and_then(|size| size.parse().ok()),
-        // IPv6's addresses are no `Ipv4Addr`.
-        ["ip", "dhcp", "range"] => {
-            let address = |name| text(name).and_then(|address| address.parse::<Ipv4Addr>().ok());
-            if let (Some(first), Some(last)) = (address("start"), address("end")) {
-                network.has_dhcp = true;
-                network.ranges.push(DhcpRange { first, last, lease: LEASE });
-            }
+/// Takes what an element of the network says.
+fn take(network: &mut LibvirtNetwork, node: Node<'_, '_>) {
+    let text = |name: &str| node.attribute(name).map(str::to_owned);
+    match node.tag_name().name() {
+        "bridge" => network.bridge = text("name").unwrap_or_default(),
+        "domain" => network.domain = text("name"),
+        "mtu" => network.mtu = text("size").and_then(|size| size.parse().ok()),
+        "ip" => {
+            let dhcp = node.children().filter(|node| node.has_tag_name("dhcp"));
+            dhcp.flat_map(|dhcp| dhcp.children()).for_each(|node| give(network, node));
         }
-        ["ip", "dhcp", "range", "lease"] => {
-            if let Some(range) = network.ranges.last_mut() {
-                range.lease = expiry(text("expiry"), text("unit")).unwrap_or(range.lease);
-            }
-        }
-        ["ip", "dhcp", "host"] => {
-            if let Some(address) = text("ip").and_then(|address| address.parse().ok()) {
-                network.has_dhcp = true;
-                let mac = text("mac").and_then(leases::mac);
-                network.hosts.push(StaticLease { mac, name: text("name").map(str::to_owned), address });
-            }
-        }
-        // Whatever prefix the file gives to dnsmasq's namespace.
-        [options, option] if options.ends_with(":options") && option.ends_with(":option") => {
-            network.routes.extend(text("value").and_then(routes).unwrap_or_default());
+        "options" => {
+            let lines = node.children().filter_map(|option| option.attribute("value"));
+            network.routes.extend(lines.filter_map(routes).flatten());
         }
         _ => {}
     }
+}
+
+/// Takes a range or a static lease. IPv6's addresses are no `Ipv4Addr`.
+fn give(network: &mut LibvirtNetwork, node: Node<'_, '_>) {
+    let address = |name| node.attribute(name).and_then(|address| address.parse::<Ipv4Addr>().ok());
+    if let (true, Some(first), Some(last)) = (node.has_tag_name("range"), address("start"), address("end")) {
+        let lease = node.children().find(|node| node.has_tag_name("lease"));
+        let lease = lease.and_then(|lease| expiry(lease.attribute("expiry"), lease.attribute("unit")));
+        network.ranges.push(DhcpRange { first, last, lease: lease.unwrap_or(LEASE) });
+    }
+    if let (true, Some(address)) = (node.has_tag_name("host"), address("ip")) {
+        let mac = node.attribute("mac").and_then(leases::mac);
+        network.hosts.push(StaticLease { mac, name: node.attribute("name").map(str::to_owned), address });
+    }
+    network.has_dhcp = !network.ranges.is_empty() || !network.hosts.is_empty();
 }
 
 /// The routes of a line of dnsmasq's configuration: `dhcp-option=121,10.0.0.0/8,192.168.122.1`.
@@ -154,16 +133,6 @@ fn expiry(number: Option<&str>, unit: Option<&str>) -> Option<u32> {
         _ => return None,
     };
     if number == 0 { Some(u32::MAX) } else { Some(number.saturating_mul(unit).max(120)) }
-}
-
-fn attributes(element: &BytesStart<'_>) -> HashMap<String, String> {
-    let attributes = element.attributes().flatten();
-    attributes
-        .filter_map(|attribute| {
-            let name = attribute.key.as_ref().to_owned();
-            Some((name, attribute.normalized_value(XmlVersion::Implicit1_0).ok()?.into_owned()))
-        })
-        .collect()
 }
 
 #[cfg(test)]

@@ -11,10 +11,10 @@ use super::{
 };
 use crate::{
     facts::Facts,
-    leases,
+    leases::{self, LeaseFact},
     plan::{self, PlannedNetwork},
     services::DNS,
-    state::{Bridge, State},
+    state::{Binding, Bridge, State},
 };
 
 /// A network whose guests are given addresses.
@@ -96,6 +96,9 @@ fn network(state: &State, facts: &Facts, planned: &[PlannedNetwork], bridge: &Br
     let PlannedNetwork { subnet, gateway, .. } = *own.find(place)?;
     let gateway = Ipv4Addr::from(gateway);
     let is_inside = |range: &DhcpRange| subnet.contains(&range.first) && subnet.contains(&range.last);
+    // What the operator has bound goes before what libvirt says.
+    let bound = state.bindings.iter().filter_map(Binding::fact);
+    let bound = bound.map(|LeaseFact { address, mac, name, .. }| StaticLease { mac, name, address });
     Some(Network {
         index: link.index,
         bridge: bridge.name.clone(),
@@ -103,7 +106,7 @@ fn network(state: &State, facts: &Facts, planned: &[PlannedNetwork], bridge: &Br
         subnet,
         gateway,
         ranges: said.ranges.into_iter().filter(is_inside).collect(),
-        hosts: said.hosts.into_iter().filter(|host| subnet.contains(&host.address)).collect(),
+        hosts: bound.chain(said.hosts).filter(|host| subnet.contains(&host.address)).collect(),
         dns: resolvers(bridge, gateway),
         domain: said.domain,
         routes: said.routes,
