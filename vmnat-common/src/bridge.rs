@@ -34,4 +34,6 @@ impl BridgePortFlags {
     pub const HOST_DID_NOT_FORWARD: u32 = 4;
     /// Guests may use the addresses alone that were given to them ([`crate::lease::LeaseFlags::BOUND`]).
     pub const STRICT: u32 = 8;
+    /// There are access lists for its guests.
+    pub const ACCESS: u32 = 16;
 }

@@ -25,6 +25,7 @@ pub use self::{
     wish::{Binding, Bridge, Filtering, GuestQuotas, PoolRange},
 };
 use crate::{
+    access::Rule,
     error::Error,
     forwards::{
         Expiry, PortForward, Resolved,
@@ -85,6 +86,9 @@ pub struct State {
     /// Destinations that guests reach without translation.
     #[serde(default)]
     pub untranslated: Vec<Ipv4Net>,
+    /// What guests may reach, and who may call them.
+    #[serde(default)]
+    pub access: Vec<Rule>,
     /// Kernel settings to put back.
     pub sysctls: Vec<SysctlRecord>,
     /// The loopback's setting that services need, to put back.
@@ -127,6 +131,7 @@ impl State {
             lease_files: Vec::new(),
             bindings: Vec::new(),
             untranslated: Vec::new(),
+            access: Vec::new(),
             sysctls: Vec::new(),
             loopback: None,
             filters: Vec::new(),

@@ -1,5 +1,6 @@
 //! The command line: one file a subcommand, and the only code that prints.
 
+mod access;
 mod agent;
 mod counters;
 pub(crate) mod dnat;
@@ -61,6 +62,7 @@ enum Command {
     Network(network::Args),
     Uplink(uplink::Args),
     Dnat(dnat::Args),
+    Access(access::Args),
     Flows(flows::Args),
     Leases(leases::Args),
     Guests(guests::Args),
@@ -84,6 +86,7 @@ pub async fn run(cli: Cli) -> Result<()> {
         Command::Network(args) => network::run(&instance, args).await,
         Command::Uplink(args) => uplink::run(&instance, args).await,
         Command::Dnat(args) => dnat::run(&instance, args).await,
+        Command::Access(args) => access::run(&instance, args).await,
         Command::Flows(args) => flows::run(&instance, &args),
         Command::Leases(args) => leases::run(&instance, args).await,
         Command::Guests(args) => guests::run(&instance, &args),
