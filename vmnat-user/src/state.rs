@@ -25,6 +25,7 @@ pub use self::{
     wish::{Binding, Bridge, Filtering, GuestQuotas, PoolRange},
 };
 use crate::{
+    access::Rule,
     error::Error,
     forwards::{
         Expiry, PortForward, Resolved,
@@ -88,6 +89,9 @@ pub struct State {
     /// Destinations that guests reach without translation.
     #[serde(default)]
     pub untranslated: Vec<Ipv4Net>,
+    /// What guests may reach, and who may call them.
+    #[serde(default)]
+    pub access: Vec<Rule>,
     /// Kernel settings to put back.
     pub sysctls: Vec<SysctlRecord>,
     /// The loopback's setting that services need, to put back.
@@ -131,6 +135,7 @@ impl State {
             dhcp_leases: PathBuf::new(),
             bindings: Vec::new(),
             untranslated: Vec::new(),
+            access: Vec::new(),
             sysctls: Vec::new(),
             loopback: None,
             filters: Vec::new(),
