@@ -307,6 +307,9 @@ fn flush_orphans(
         let has_network = guests.iter().any(|network| network.contains(&Ipv4Addr::from(key.source)));
         let has_exit = if session.has(Flags::HAIRPIN) {
             external(session.address)
+        } else if session.has(Flags::FORWARDED) {
+            // A forward stands at all addresses of an uplink.
+            external(session.address) && plan.uplink.iter().any(|(index, _)| *index == session.out_if)
         } else {
             kept(session.out_if, session.address)
         };
