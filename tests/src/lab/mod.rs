@@ -80,6 +80,7 @@ pub fn guest_mac(number: usize) -> Mac {
 
 /// What a lab is like before vmnat comes.
 #[derive(Clone, Copy, Debug)]
+#[expect(clippy::struct_excessive_bools, reason = "each is a setting of its own, on or off")]
 pub struct Setup {
     /// Number of guests.
     pub guests: usize,
