@@ -188,7 +188,10 @@ fn a_route_of_several_ways_keeps_each_flow_on_its_own(hook: Hook) -> Result<()> 
         seen.iter().filter(|seen| seen.ip().to_string() == address).count()
     };
     let (first, second) = (by(EXTERNAL), by(SECOND));
-    ensure!(first + second == 24 && first > 2 && second > 2, "{first} by the first, {second} by the second");
+    ensure!(
+        [first, second].iter().sum::<usize>() == 24 && first > 2 && second > 2,
+        "{first} by the first, {second} by the second"
+    );
     for conversation in &mut conversations {
         conversation.exchange(10_000)?;
     }
@@ -200,7 +203,7 @@ fn a_route_of_several_ways_keeps_each_flow_on_its_own(hook: Hook) -> Result<()> 
     two.assert_invariants()
 }
 
-/// With a strict rp_filter on the host, and the default route by the first uplink: 1. the world calls a forward by either address,
+/// With a strict `rp_filter` on the host, and the default route by the first uplink: 1. the world calls a forward by either address,
 ///    over TCP and UDP, and each answer leaves by the uplink that the call came in by; 2. so it stays, also when the way is looked up
 ///    again; 3. not a packet is dropped for its route.
 fn a_port_forward_is_answered_by_the_uplink_that_it_was_called_by(hook: Hook) -> Result<()> {
