@@ -18,7 +18,7 @@ use vmnat_common::{
     uplink::Uplink,
 };
 
-pub use self::uplinks::followed;
+pub use self::uplinks::{external_address, followed};
 use crate::{
     access::{self, Compiled},
     error::Error,
@@ -121,7 +121,7 @@ pub fn plan(state: &State, facts: &Facts, circumstances: &Circumstances) -> Resu
     let networks = networks(state, facts, &bridges);
     check_overlaps(&networks, &uplinks, facts)?;
     for uplink in &uplinks {
-        uplinks::plan_uplink(uplink, facts, circumstances, &mut plan);
+        uplinks::plan_uplink(uplink, state, facts, circumstances, &mut plan);
     }
     let guarded = uplinks::guarded(state, facts, &uplinks);
     plan.hooks.extend(guarded.into_iter().map(Hook::guard));

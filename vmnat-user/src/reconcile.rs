@@ -321,6 +321,9 @@ fn flush_orphans(
             guests.iter().any(|network| network.contains(&Ipv4Addr::from(key.destination)))
         } else if session.has(Flags::HAIRPIN) {
             external(session.address)
+        } else if session.has(Flags::FORWARDED) {
+            // A forward stands at all addresses of an uplink.
+            external(session.address) && plan.uplink.iter().any(|(index, _)| *index == session.out_if)
         } else {
             kept(session.out_if, session.address)
         };

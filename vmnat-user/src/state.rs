@@ -12,6 +12,7 @@ mod wish;
 use std::{
     collections::{BTreeMap, BTreeSet},
     fs, io,
+    net::Ipv4Addr,
     path::PathBuf,
 };
 
@@ -67,6 +68,9 @@ pub struct State {
     /// The interface that was last followed as the default route's; it stays while there is none.
     #[serde(default)]
     pub followed: String,
+    /// The addresses as which guests are seen, of uplinks where it is not the primary one.
+    #[serde(default)]
+    pub externals: BTreeMap<String, Ipv4Addr>,
     /// Port forwards. In this file those that end with the instance; the others are in [`store`].
     pub forwards: Vec<PortForward>,
     /// The number that the next port forward gets.
@@ -127,6 +131,7 @@ impl State {
             bridges: Vec::new(),
             uplinks: Vec::new(),
             followed: String::new(),
+            externals: BTreeMap::new(),
             forwards: Vec::new(),
             next_forward: 1,
             expiries: BTreeMap::new(),

@@ -20,7 +20,7 @@ const VERIFIED: [(&str, u32); 12] = [
     ("outbound_port", 115_000),
     ("outbound_bridge", 115_000),
     ("inbound", 34_000),
-    ("inbound_bare", 45_000),
+    ("inbound_bare", 43_000),
     ("inbound_port", 34_000),
     ("inbound_bridge", 34_000),
     ("guard", 10_000),

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use anyhow::Result;
 
-use super::{Args, limits, services};
+use super::{Args, external, limits, services};
 use crate::{
     cli::uplink,
     error::Error,
@@ -33,6 +33,7 @@ pub(super) fn merge(state: &mut State, known: Option<&State>, args: &Args, facts
         }
     }
     state.uplinks.dedup();
+    external::merge(state, args, facts)?;
     merge_networks(state, args)?;
     limits::merge(state, &args.limits, &args.bridges)?;
     services::merge(state, &args.services, &args.bridges);
