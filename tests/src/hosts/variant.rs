@@ -9,6 +9,7 @@ use super::{
     checks::{self, Check, Findings},
     matrix,
     stage::{Network, Stage},
+    talk::{self, Change},
 };
 
 /// A way in which a host cuts its guests off.
@@ -30,6 +31,8 @@ pub struct Variant {
     pub before: &'static [Check],
     /// What still fails with vmnat, and why; all else works.
     pub after: &'static [(Check, &'static str)],
+    /// What is then done to the host while its guests talk; all that worked has to work after it too.
+    pub changes: &'static [Change],
 }
 
 impl Variant {
@@ -47,10 +50,21 @@ impl Variant {
         stage.settle(Duration::from_secs(2));
         let after = checks::all(&stage)?;
         println!("{}\nwithout vmnat:\n{before}with vmnat:\n{after}", self.title);
-        matrix::note(self, &before, &after)?;
-
         let remains: Vec<Check> = self.after.iter().map(|(check, _)| *check).collect();
         let mut complaints = String::new();
+        let mut silences = Vec::new();
+        for change in self.changes {
+            let found = talk::during(&mut stage, change)?;
+            println!("{}: {found}", change.title);
+            silences.push((change.title, found));
+        }
+        if !self.changes.is_empty() {
+            stage.settle(Duration::from_secs(5));
+            let later = checks::all(&stage)?;
+            println!("with vmnat, after the changes:\n{later}");
+            complain(&mut complaints, "with vmnat, after the changes", &remains, &later);
+        }
+        matrix::note(self, &before, &after, &silences)?;
         complain(&mut complaints, "without vmnat", self.before, &before);
         complain(&mut complaints, "with vmnat", &remains, &after);
         ensure!(complaints.is_empty(), "{} ({}):\n{complaints}", self.name, self.title);

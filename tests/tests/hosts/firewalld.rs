@@ -6,10 +6,11 @@ use vmnat_tests::hosts::{
     checks::Check,
     software::{by_hand, dnsmasq, docker, firewalld, libvirt},
     stage::{Network, Stage},
+    talk::Change,
     variant::Variant,
 };
 
-use crate::{DHCP_REFUSED, DNS_REFUSED};
+use crate::{DHCP_REFUSED, DNS_REFUSED, churn::UNNOTICED};
 
 mod full {
     play!(
@@ -46,6 +47,11 @@ fn bridge_in_libvirts_zone() -> Variant {
             Check::NoLeak,
         ],
         after: &[],
+        changes: &[Change {
+            title: "firewall-cmd --reload",
+            work: |stage| firewalld::reload(stage),
+            silence: UNNOTICED,
+        }],
     }
 }
 

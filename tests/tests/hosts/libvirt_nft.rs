@@ -39,6 +39,7 @@ fn docker_before() -> Variant {
             Check::Forward,
         ],
         after: &[],
+        changes: &[],
     }
 }
 

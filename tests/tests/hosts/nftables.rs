@@ -40,6 +40,7 @@ fn networkd_bridge() -> Variant {
         },
         before: &[Check::GatewayDns],
         after: &[(Check::GatewayDns, NO_RESOLVER)],
+        changes: &[],
     }
 }
 
