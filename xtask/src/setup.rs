@@ -4,6 +4,7 @@
 //! machine that got it another way is left alone.
 
 pub mod cargo_fuzz;
+pub mod dnsmasq;
 pub mod guest_kernel;
 pub mod guest_root;
 pub mod hosts;
@@ -12,6 +13,7 @@ mod linker;
 mod packages;
 pub mod stun;
 mod toolchain;
+pub mod wireguard;
 
 use anyhow::{Result, ensure};
 use clap::Parser;
@@ -57,6 +59,8 @@ pub fn ensure(scope: Scope) -> Result<()> {
         guest_kernel::ensure()?;
         guest_root::ensure()?;
         stun::ensure()?;
+        wireguard::ensure()?;
+        dnsmasq::ensure()?;
         hosts::ensure(if scope == Scope::Hosts {
             &[hosts::BOOKWORM, hosts::TRIXIE]
         } else {

@@ -4,6 +4,7 @@
 //! vmnat's pins, state, port forwards and agent of one lab are out of reach of all others and of the machine.
 
 pub mod client;
+pub mod dnsmasq;
 pub mod firewall;
 pub mod frame;
 pub mod iperf;
@@ -14,8 +15,10 @@ pub mod resolver;
 pub mod service;
 pub mod snapshot;
 pub mod stun;
+pub mod uplink;
 pub mod vmnat;
 pub mod watch;
+pub mod wireguard;
 
 use std::{
     fmt::Write as _,

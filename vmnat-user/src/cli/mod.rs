@@ -3,6 +3,7 @@
 mod agent;
 mod counters;
 pub(crate) mod dnat;
+mod doctor;
 mod down;
 mod flows;
 mod guests;
@@ -29,6 +30,7 @@ Examples:
   vmnat dnat add 2222:web:22 --from 10.0.0.0/8 the same to a guest by its lease's name, for some callers
   vmnat status                                 what is attached where, and how it is
   vmnat flows --guest 192.168.122.10           what a guest talks to
+  vmnat doctor                                 why guests are offline
   vmnat down                                   leave the host as it was found
 ";
 
@@ -55,6 +57,7 @@ enum Command {
     Up(up::Args),
     Down(down::Args),
     Status(status::Args),
+    Doctor(doctor::Args),
     Network(network::Args),
     Uplink(uplink::Args),
     Dnat(dnat::Args),
@@ -72,16 +75,17 @@ enum Command {
 /// # Errors
 /// Whatever keeps it from being done; `error::exit_of` has the exit code.
 pub async fn run(cli: Cli) -> Result<()> {
-    let Cli { instance, verbose: _, command } = cli;
+    let Cli { instance, verbose, command } = cli;
     match command {
         Command::Up(args) => up::run(&instance, args).await,
         Command::Down(args) => down::run(&instance, &args).await,
         Command::Status(args) => status::run(&instance, &args).await,
+        Command::Doctor(args) => doctor::run(&instance, &args, verbose > 0).await,
         Command::Network(args) => network::run(&instance, args).await,
         Command::Uplink(args) => uplink::run(&instance, args).await,
         Command::Dnat(args) => dnat::run(&instance, args).await,
         Command::Flows(args) => flows::run(&instance, &args),
-        Command::Leases(args) => leases::run(&instance, &args),
+        Command::Leases(args) => leases::run(&instance, args).await,
         Command::Guests(args) => guests::run(&instance, &args),
         Command::Counters(args) => counters::run(&instance, &args),
         Command::Logs(args) => logs::run(&instance, &args),
