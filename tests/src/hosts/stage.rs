@@ -290,9 +290,18 @@ impl Stage {
     ///
     /// When vmnat fails.
     pub fn bring_up(&self) -> Result<()> {
+        self.bring_up_with(&[])
+    }
+
+    /// Like [`Stage::bring_up`], with further options.
+    ///
+    /// # Errors
+    ///
+    /// When vmnat fails.
+    pub fn bring_up_with(&self, options: &[&str]) -> Result<()> {
         let bridges = self.networks.iter().flat_map(|guests| ["--bridge", guests.network.bridge]);
         let arguments: Vec<&str> = ["up"].into_iter().chain(bridges).chain(["--uplink", "enp3s0"]).collect();
-        self.lab.vmnat_ok(&arguments)?;
+        self.lab.vmnat_ok(&[&arguments, options].concat())?;
         let server = self.network()?.address(true);
         self.lab.vmnat_ok(&["dnat", "add", &format!("80:{server}:80")])?;
         Ok(())

@@ -55,6 +55,7 @@ fn bridge() -> Variant {
             ufw::enable(stage)
         },
         before: REFUSED,
+        options: &[],
         after: SERVICES_REFUSED,
         changes: &[RELOAD, RELOAD_OF_ALL],
     }
@@ -83,6 +84,8 @@ fn bridge_and_docker() -> Variant {
             Check::Sibling,
             Check::Forward,
         ],
+        // One with MANAGE_BUILTINS=yes would flush Docker's own chains.
+        changes: &[RELOAD],
         ..bridge()
     }
 }
