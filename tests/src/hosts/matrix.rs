@@ -44,6 +44,8 @@ pub struct Row {
     after: Vec<Check>,
     /// Why checks still fail.
     reasons: BTreeMap<Check, String>,
+    /// What was measured, which differs from run to run; empty where nothing was.
+    measured: String,
 }
 
 /// Notes what a run has found, where it was told to.
@@ -51,7 +53,7 @@ pub struct Row {
 /// # Errors
 ///
 /// When the file cannot be written.
-pub fn note(variant: &Variant, before: &Findings, after: &Findings) -> Result<()> {
+pub fn note(variant: &Variant, before: &Findings, after: &Findings, measured: &str) -> Result<()> {
     let Some(folder) = env::var_os(FOLDER).map(PathBuf::from) else { return Ok(()) };
     let names = |checks: Vec<Check>| checks.into_iter().map(Check::name).collect::<Vec<_>>();
     let reasons: BTreeMap<&str, &str> =
@@ -64,6 +66,7 @@ pub fn note(variant: &Variant, before: &Findings, after: &Findings) -> Result<()
         "before": names(before.failed()),
         "after": names(after.failed()),
         "reasons": reasons,
+        "measured": measured,
     });
     fs::create_dir_all(&folder).with_context(|| folder.display().to_string())?;
     let path = folder.join(format!("{}.json", variant.name));
@@ -103,6 +106,7 @@ impl Row {
             reasons: reasons
                 .map(|(check, reason)| Some((Check::named(check)?, reason.as_str()?.to_owned())))
                 .collect::<Option<_>>()?,
+            measured: row["measured"].as_str().unwrap_or_default().to_owned(),
         })
     }
 
@@ -157,6 +161,17 @@ pub fn remains(rows: &[Row]) -> String {
     text
 }
 
+/// What was measured, under the names of the hosts; empty where nothing was.
+#[must_use]
+pub fn measurements(rows: &[Row]) -> String {
+    let mut text = String::new();
+    for row in rows.iter().filter(|row| !row.measured.is_empty()) {
+        let lines = row.measured.lines().map(|line| format!("  * {line}\n"));
+        write!(text, "* **{}**\n{}", row.name, lines.collect::<String>()).ok();
+    }
+    text
+}
+
 /// The page of docs/.
 #[must_use]
 pub fn page(rows: &[Row]) -> String {
@@ -174,6 +189,15 @@ pub fn page(rows: &[Row]) -> String {
     let remains = remains(rows);
     if !remains.is_empty() {
         write!(text, "\n## What still fails, and why\n\n{remains}").ok();
+    }
+    let measurements = measurements(rows);
+    if !measurements.is_empty() {
+        write!(
+            text,
+            "\n## How long guests were cut off\n\nThe longest while without an answer to flows of one guest, a packet every 20 ms, \
+             and what was lost; the figures differ from run to run.\n\n{measurements}"
+        )
+        .ok();
     }
     text.push_str("\n## The hosts\n");
     for (number, situation) in (1..).zip(SITUATIONS) {

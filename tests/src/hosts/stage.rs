@@ -263,8 +263,18 @@ impl Stage {
     ///
     /// When vmnat fails.
     pub fn bring_up(&self) -> Result<()> {
+        self.bring_up_with(&[])
+    }
+
+    /// The same with further arguments.
+    ///
+    /// # Errors
+    ///
+    /// When vmnat fails.
+    pub fn bring_up_with(&self, further: &[&str]) -> Result<()> {
         let bridges = self.networks.iter().flat_map(|guests| ["--bridge", guests.network.bridge]);
         let arguments: Vec<&str> = ["up"].into_iter().chain(bridges).chain(["--uplink", "enp3s0"]).collect();
+        let arguments = [&arguments, further].concat();
         self.lab.vmnat_ok(&arguments)?;
         let server = self.network()?.address(true);
         self.lab.vmnat_ok(&["dnat", "add", &format!("80:{server}:80")])?;

@@ -7,4 +7,5 @@ macro_rules! play {
     };
 }
 
+mod outage;
 mod docker;
