@@ -100,7 +100,7 @@ pub fn fill(
     }
     settings::settle(instance, tables, state)?;
     let moved = settle_maps(tables, &plan, facts, done)?;
-    let leases = leases::settle(tables, &plan, facts)?;
+    let leases = leases::settle(tables, &plan, facts, &Directory::given(state, facts))?;
     stations::settle(tables, &plan, facts)?;
     if moved || leases {
         tables.bump_generation()?;

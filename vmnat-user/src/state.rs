@@ -22,7 +22,7 @@ use serde::{Deserialize, Serialize};
 pub use self::{
     lock::Lock,
     records::{FilterRecord, HookMode, SysctlRecord},
-    wish::{Bridge, Filtering, GuestQuotas, PoolRange},
+    wish::{Binding, Bridge, Filtering, GuestQuotas, PoolRange},
 };
 use crate::{
     error::Error,
@@ -79,6 +79,9 @@ pub struct State {
     /// Lease files to look at before all others.
     #[serde(default)]
     pub lease_files: Vec<PathBuf>,
+    /// Addresses that the operator has given to guests.
+    #[serde(default)]
+    pub bindings: Vec<Binding>,
     /// Destinations that guests reach without translation.
     #[serde(default)]
     pub untranslated: Vec<Ipv4Net>,
@@ -122,6 +125,7 @@ impl State {
             expiries: BTreeMap::new(),
             resolved: BTreeMap::new(),
             lease_files: Vec::new(),
+            bindings: Vec::new(),
             untranslated: Vec::new(),
             sysctls: Vec::new(),
             loopback: None,

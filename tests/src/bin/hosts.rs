@@ -24,7 +24,8 @@ fn report() -> Result<()> {
     let rows = matrix::rows(&folder)?;
     ensure!(!rows.is_empty(), "no host has noted anything in {}", folder.display());
     println!("\n{}", matrix::table(&rows));
-    print!("{}{}", matrix::remains(&rows), matrix::measurements(&rows));
+    print!("{}", matrix::remains(&rows));
+    print!("{}", matrix::silences(&rows));
     let (tried, before, after) = matrix::totals(&rows);
     println!("{} hosts, {tried} checks: {before} failed without vmnat, {after} with it", rows.len());
 

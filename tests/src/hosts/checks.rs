@@ -1,10 +1,10 @@
 //! What guests, the world and the host itself can do, tried all at once.
 
-use std::{collections::BTreeMap, fmt, fs, os::unix::fs::PermissionsExt, thread, time::Duration};
+use std::{collections::BTreeMap, fmt, thread, time::Duration};
 
 use anyhow::{Context, Result, ensure};
 
-use super::stage::{Guests, Stage};
+use super::stage::{Guests, PRINT_LEASE, Stage};
 use crate::lab::{
     EXTERNAL, RESOLVER, SERVER, SERVER_ECHO, SERVER_HTTP,
     client::{self, Asker},
@@ -263,11 +263,7 @@ fn ask(guest: &Namespace, size: usize) -> Result<()> {
 
 /// A lease by a real client, which prints what it was given instead of setting it.
 fn lease(guests: &Guests) -> Result<()> {
-    const PRINT: &str = "/run/print-lease";
-    // Of the lab's own `/run`, in memory.
-    fs::write(PRINT, "#!/bin/sh\nexec env\n")?;
-    fs::set_permissions(PRINT, fs::Permissions::from_mode(0o755))?;
-    let client = format!("busybox udhcpc -i eth0 -n -q -f -t 4 -T 1 -s {PRINT}");
+    let client = format!("busybox udhcpc -i eth0 -n -q -f -t 4 -T 1 -s {PRINT_LEASE}");
     let printed = guests.newcomer.exec(&client.split(' ').collect::<Vec<_>>())?;
     let value = |name: &str| {
         let mut lines = printed.lines().filter_map(|line| line.strip_prefix(name)?.strip_prefix('='));

@@ -42,12 +42,13 @@ impl Churn {
     /// When it does not fail as it is known to, or vmnat does not mend all that it is said to.
     pub fn play(&self) -> Result<()> {
         let (mut stage, before, outage) = self.once(false)?;
-        let mut measured = format!("without vmnat: {outage}\n");
+        let without = ("without vmnat", outage.to_string());
         stage.keep_quiet();
         drop(stage);
         let (mut stage, after, outage) = self.once(true)?;
-        measured += &format!("with vmnat: {outage}\n");
-        self.host.judge(&before, &after, &measured)?;
+        let with = ("with vmnat", outage.to_string());
+        println!("{}: {}\n{}: {}", without.0, without.1, with.0, with.1);
+        self.host.judge(&before, &after, &[without, with])?;
         stage.lab.assert_sound_but_for_invalid_packets()?;
         stage.keep_quiet();
         Ok(())

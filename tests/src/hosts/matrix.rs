@@ -44,8 +44,8 @@ pub struct Row {
     after: Vec<Check>,
     /// Why checks still fail.
     reasons: BTreeMap<Check, String>,
-    /// What was measured, which differs from run to run; empty where nothing was.
-    measured: String,
+    /// What was done to the host while its guests talked, and how long they were silent.
+    changes: Vec<(String, String)>,
 }
 
 /// Notes what a run has found, where it was told to.
@@ -53,7 +53,12 @@ pub struct Row {
 /// # Errors
 ///
 /// When the file cannot be written.
-pub fn note(variant: &Variant, before: &Findings, after: &Findings, measured: &str) -> Result<()> {
+pub fn note(
+    variant: &Variant,
+    before: &Findings,
+    after: &Findings,
+    silences: &[(&str, String)],
+) -> Result<()> {
     let Some(folder) = env::var_os(FOLDER).map(PathBuf::from) else { return Ok(()) };
     let names = |checks: Vec<Check>| checks.into_iter().map(Check::name).collect::<Vec<_>>();
     let reasons: BTreeMap<&str, &str> =
@@ -66,7 +71,7 @@ pub fn note(variant: &Variant, before: &Findings, after: &Findings, measured: &s
         "before": names(before.failed()),
         "after": names(after.failed()),
         "reasons": reasons,
-        "measured": measured,
+        "changes": silences.iter().map(|(title, silences)| json!([title, silences])).collect::<Vec<_>>(),
     });
     fs::create_dir_all(&folder).with_context(|| folder.display().to_string())?;
     let path = folder.join(format!("{}.json", variant.name));
@@ -96,6 +101,7 @@ impl Row {
             row[name].as_array()?.iter().map(|check| Check::named(check.as_str()?)).collect()
         };
         let reasons = row["reasons"].as_object()?.iter();
+        let changes = row["changes"].as_array()?.iter();
         Some(Self {
             situation: row["situation"].as_u64()?.try_into().ok()?,
             name: row["name"].as_str()?.to_owned(),
@@ -106,7 +112,9 @@ impl Row {
             reasons: reasons
                 .map(|(check, reason)| Some((Check::named(check)?, reason.as_str()?.to_owned())))
                 .collect::<Option<_>>()?,
-            measured: row["measured"].as_str().unwrap_or_default().to_owned(),
+            changes: changes
+                .map(|change| Some((change[0].as_str()?.to_owned(), change[1].as_str()?.to_owned())))
+                .collect::<Option<_>>()?,
         })
     }
 
@@ -161,13 +169,14 @@ pub fn remains(rows: &[Row]) -> String {
     text
 }
 
-/// What was measured, under the names of the hosts; empty where nothing was.
+/// How long guests were silent while their hosts were changed, a line each; empty where none was.
 #[must_use]
-pub fn measurements(rows: &[Row]) -> String {
+pub fn silences(rows: &[Row]) -> String {
     let mut text = String::new();
-    for row in rows.iter().filter(|row| !row.measured.is_empty()) {
-        let lines = row.measured.lines().map(|line| format!("  * {line}\n"));
-        write!(text, "* **{}**\n{}", row.name, lines.collect::<String>()).ok();
+    for row in rows {
+        for (title, silences) in &row.changes {
+            writeln!(text, "* {}, {title}: {silences}", row.name).ok();
+        }
     }
     text
 }
@@ -190,12 +199,13 @@ pub fn page(rows: &[Row]) -> String {
     if !remains.is_empty() {
         write!(text, "\n## What still fails, and why\n\n{remains}").ok();
     }
-    let measurements = measurements(rows);
-    if !measurements.is_empty() {
+    let silences = silences(rows);
+    if !silences.is_empty() {
         write!(
             text,
-            "\n## How long guests were cut off\n\nThe longest while without an answer to flows of one guest, a packet every 20 ms, \
-             and what was lost; the figures differ from run to run.\n\n{measurements}"
+            "\n## Changes while guests talk\n\n\
+             The longest silence of a UDP flow that was there before, of new UDP flows, of a TCP conversation, of pings, and of calls from the\n\
+             world to the forwarded port, each tried every 20 ms on a busy machine of two cores, and what was lost; with vmnat, where it is not said. All checks are then made again.\n\n{silences}"
         )
         .ok();
     }

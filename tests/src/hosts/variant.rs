@@ -9,6 +9,7 @@ use super::{
     checks::{self, Check, Findings},
     matrix,
     stage::{Network, Stage},
+    talk::{self, Change},
 };
 
 /// A way in which a host cuts its guests off.
@@ -30,6 +31,8 @@ pub struct Variant {
     pub before: &'static [Check],
     /// What still fails with vmnat, and why; all else works.
     pub after: &'static [(Check, &'static str)],
+    /// What is then done to the host while its guests talk; all that worked has to work after it too.
+    pub changes: &'static [Change],
 }
 
 impl Variant {
@@ -46,8 +49,22 @@ impl Variant {
         stage.bring_up()?;
         stage.settle(Duration::from_secs(2));
         let after = checks::all(&stage)?;
-        self.judge(&before, &after, "")?;
-        if self.after.iter().any(|(check, _)| *check == Check::Host) {
+        let mut silences = Vec::new();
+        for change in self.changes {
+            let found = talk::during(&mut stage, change)?;
+            println!("{}: {found}", change.title);
+            silences.push((change.title, found.to_string()));
+        }
+        let mut complaints = String::new();
+        if !self.changes.is_empty() {
+            stage.settle(Duration::from_secs(5));
+            let later = checks::all(&stage)?;
+            println!("with vmnat, after the changes:\n{later}");
+            complain(&mut complaints, "with vmnat, after the changes", &self.remains(), &later);
+        }
+        self.judge(&before, &after, &silences)?;
+        ensure!(complaints.is_empty(), "{} ({}):\n{complaints}", self.name, self.title);
+        if self.remains().contains(&Check::Host) {
             stage.lab.leaks.assert_none()?;
         } else {
             stage.lab.assert_sound_but_for_invalid_packets()?;
@@ -61,15 +78,19 @@ impl Variant {
     /// # Errors
     ///
     /// When it differs.
-    pub fn judge(&self, before: &Findings, after: &Findings, measured: &str) -> Result<()> {
-        println!("{}\nwithout vmnat:\n{before}with vmnat:\n{after}{measured}", self.title);
+    pub fn judge(&self, before: &Findings, after: &Findings, measured: &[(&str, String)]) -> Result<()> {
+        println!("{}\nwithout vmnat:\n{before}with vmnat:\n{after}", self.title);
         matrix::note(self, before, after, measured)?;
-        let remains: Vec<Check> = self.after.iter().map(|(check, _)| *check).collect();
         let mut complaints = String::new();
         complain(&mut complaints, "without vmnat", self.before, before);
-        complain(&mut complaints, "with vmnat", &remains, after);
+        complain(&mut complaints, "with vmnat", &self.remains(), after);
         ensure!(complaints.is_empty(), "{} ({}):\n{complaints}", self.name, self.title);
         Ok(())
+    }
+
+    /// What fails with vmnat too.
+    fn remains(&self) -> Vec<Check> {
+        self.after.iter().map(|(check, _)| *check).collect()
     }
 }
 

@@ -18,6 +18,7 @@ pub mod stun;
 pub mod uplink;
 pub mod vmnat;
 pub mod watch;
+pub mod wireguard;
 
 use std::{
     fmt::Write as _,
@@ -79,6 +80,7 @@ pub fn guest_mac(number: usize) -> Mac {
 
 /// What a lab is like before vmnat comes.
 #[derive(Clone, Copy, Debug)]
+#[expect(clippy::struct_excessive_bools, reason = "each is a setting of its own, on or off")]
 pub struct Setup {
     /// Number of guests.
     pub guests: usize,

@@ -16,6 +16,8 @@ use vmnat_tests::{
     lab::{RESOLVER, wait_until},
 };
 
+use crate::DHCP_REFUSED;
+
 mod short {
     play!(flush);
 }
@@ -34,8 +36,6 @@ const NETWORKS: &[Network] = &[Network::DEFAULT];
 
 /// libvirt rejects what nobody inside has asked for.
 const REJECTED: &[Check] = &[Check::Forward];
-
-const DHCP_REFUSED: &str = "the host's firewall lets no request in to its own DHCP server";
 
 /// libvirt's own rules are flushed with the rest, and nobody puts them back.
 fn flush() -> Churn {
@@ -61,6 +61,7 @@ fn flush() -> Churn {
                 Check::NewFlows,
             ],
             after: &[],
+            changes: &[],
         },
         happens: |stage, _| {
             stage.run(&["nft", "flush", "ruleset"])?;

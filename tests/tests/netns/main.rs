@@ -22,6 +22,7 @@ mod firewalls;
 mod forwards;
 mod hostile;
 mod lab_itself;
+mod leases;
 mod life;
 mod neighbours;
 mod path;
