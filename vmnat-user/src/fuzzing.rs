@@ -11,7 +11,7 @@ use vmnat_common::Protocol;
 use crate::{
     cli,
     conntrack::{self, Translation},
-    docker, facts,
+    docker, doctor, facts,
     forwards::{ForwardSpec, store},
     host_sockets, leases,
     netlink::{Attributes, Messages},
@@ -23,7 +23,7 @@ use crate::{
 pub type Target = (&'static str, fn(&[u8]));
 
 /// Every target of this crate.
-pub const TARGETS: [Target; 13] = [
+pub const TARGETS: [Target; 14] = [
     ("forward_spec", forward_spec),
     ("forward_file", forward_file),
     ("forward_store", forward_store),
@@ -37,6 +37,7 @@ pub const TARGETS: [Target; 13] = [
     ("conntrack_entry", conntrack_entry),
     ("port_rules", port_rules),
     ("tc_filters", tc_filters),
+    ("doctor_rules", doctor_rules),
 ];
 
 /// A port forward as people write it: what is understood has one form, which is understood as the same.
@@ -155,6 +156,14 @@ pub fn port_rules(bytes: &[u8]) {
 /// Filters and queueing disciplines of tc.
 pub fn tc_filters(bytes: &[u8]) {
     facts::decode_filters(bytes);
+}
+
+/// Rules of both iptables and nftables as doctor records them: whatever they are, it says something about them.
+pub fn doctor_rules(bytes: &[u8]) {
+    let report = doctor::examine_any(bytes);
+    assert!(!report.verdict.is_empty());
+    assert_eq!(report.offline, report.cause.is_some());
+    assert!(report.text(80, true).starts_with(report.verdict.get(..1).unwrap_or_default()));
 }
 
 fn reads_back(spec: &ForwardSpec) {

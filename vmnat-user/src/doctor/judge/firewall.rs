@@ -168,7 +168,7 @@ fn of_forward(
     let Verdict { station, decision, is_certain, hook, what } = verdict;
     let owner = owner::of(facts, decision);
     let bridge = &subject.bridge.name;
-    let deed = owner.deed(decision);
+    let deed = owner.deed(decision, "them");
     let what_text =
         if what.len() == TRIES.len() { String::new() } else { format!(" ({} only)", super::listed(what)) };
     let whose = match way {
@@ -176,6 +176,12 @@ fn of_forward(
         Way::Back => format!("hat the world answers to guests on {bridge}{what_text}"),
         Way::In => format!("hat the world sends to guests on {bridge} unasked{what_text}"),
         Way::Across => format!("hat guests on {bridge} send each other{what_text}"),
+    };
+    let object = match way {
+        Way::Out => "what they send to the world",
+        Way::Back => "what the world answers",
+        Way::In => "what the world sends them",
+        Way::Across => "what they send each other",
     };
     let acts = if decision.rejects { "rejected" } else { "dropped" };
     let sentence = if *is_certain {
@@ -228,7 +234,7 @@ fn of_forward(
         _ if way == Way::Across => vec!["sysctl -w net.bridge.bridge-nf-call-iptables=0".to_owned()],
         owner => owner.mend_forward(facts, subject, decision),
     };
-    finding.because(deed).past(passes, why).mended_by(mend)
+    finding.because(owner.deed(decision, object)).past(passes, why).mended_by(mend)
 }
 
 fn is_forward(facts: &Facts, decision: &Decision) -> bool {
@@ -317,9 +323,13 @@ fn input(
     decision: &Decision,
 ) -> Finding {
     let owner = owner::of(facts, decision);
-    let (bridge, deed) = (&subject.bridge.name, owner.deed(decision));
+    let (bridge, deed) = (&subject.bridge.name, owner.deed(decision, "them"));
     let what = if port == 67 { "DHCP requests" } else { "DNS queries to the gateway" };
     let sentence = format!("{what} of guests on {bridge} are dropped by the host: {deed}.");
+    let cause = match decision.rule {
+        Some(_) => owner.deed(decision, &format!("their {what}")),
+        None => format!("{deed}, so their {what} are lost"),
+    };
     let finding = if is_served {
         let rank = if port == 67 { rank::DHCP } else { rank::NAMES };
         Finding::problem(id, rank, takes, sentence)
@@ -327,7 +337,7 @@ fn input(
         Finding::note(id, format!("{sentence} Nothing listens there anyway."))
     };
     finding
-        .because(format!("{deed}, so their {what} are lost"))
+        .because(cause)
         .shown_by([facts.rules.evidence(decision)])
         .shown_by(owner.files(facts, subject, true))
         .past(Passes::No, "what guests send to the host itself stays with the host's INPUT rules")
@@ -351,7 +361,7 @@ fn answers(facts: &Facts, subject: &Subject, question: &Packet, findings: &mut V
     };
     if let Fate::Drops(decision) = Walk::new(&facts.rules, answer).meet(Hook::Output) {
         let owner = owner::of(facts, &decision);
-        let deed = owner.deed(&decision);
+        let deed = owner.deed(&decision, "them");
         let chain = format!("{} {} {}", decision.base.family, decision.base.table, decision.base.name);
         let mend = if decision.base.is_of_iptables() {
             format!("{} -I OUTPUT -o {} -j ACCEPT", owner::program(&decision), subject.bridge.name)
