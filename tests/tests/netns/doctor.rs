@@ -1,8 +1,13 @@
 //! `vmnat doctor`: what it says agrees with what packets do, on rules, settings and wires of every kind.
 
+#![expect(clippy::indexing_slicing, reason = "JSON that lacks something answers null")]
+
+mod rules;
+
 use std::{fs, thread, time::Duration};
 
 use anyhow::{Context, Result, ensure};
+use rules::{IPTABLES, NFT};
 use serde_json::Value;
 use vmnat_tests::lab::{
     EXTERNAL, GATEWAY, Lab, SERVER, SERVER_ECHO, Setup,
@@ -55,7 +60,11 @@ fn ask(lab: &Lab, arguments: &[&str]) -> Result<Said> {
     let mut value: Value =
         serde_json::from_slice(&output.stdout).with_context(|| format!("doctor says no JSON: {error}"))?;
     ensure!(value["schema"] == 1 && value["kind"] == "doctor", "{value:#}");
-    Ok(Said { report: value["rows"][0].take(), code: output.status.code() })
+    Ok(Said { report: row(&mut value)?, code: output.status.code() })
+}
+
+fn row(listing: &mut Value) -> Result<Value> {
+    Ok(listing.pointer_mut("/rows/0").context("no row")?.take())
 }
 
 /// A host that forwards and translates, as most do before a firewall comes.
@@ -90,44 +99,6 @@ fn agrees(lab: &Lab, name: &str) -> Result<bool> {
     Ok(passes)
 }
 
-/// Rules of nftables, and whether guests get through them.
-const NFT: [(&str, bool, &str); 18] = [
-    ("nothing", true, "table ip t { }"),
-    ("policy drop", false, "table inet f { chain c { type filter hook forward priority 0; policy drop; } }"),
-    ("policy drop, guests let through", true, "table inet f { chain c { type filter hook forward priority 0; policy drop;
-        ct state established,related accept
-        iifname virbr0 oifname enp3s0 accept } }"),
-    ("an accept elsewhere does not help", false, "table inet f { chain c { type filter hook forward priority 0; policy drop; } }
-      table ip g { chain c { type filter hook forward priority -10; policy accept; iifname virbr0 accept; oifname virbr0 accept } }"),
-    ("a map of states, a map of names, a chain left for good", true, "table inet f {
-        chain guests { ip saddr 192.168.122.0/24 accept; drop }
-        chain c { type filter hook forward priority 0; policy drop;
-          ct state vmap { established : accept, related : accept, invalid : drop }
-          iifname vmap { \"virbr0\" : goto guests, \"virbr9\" : drop } } }"),
-    ("a chain left for good does not come back", false, "table inet f {
-        chain guests { ip saddr 10.0.0.0/8 accept }
-        chain c { type filter hook forward priority 0; policy drop; iifname virbr0 goto guests; accept } }"),
-    ("a chain that is called comes back", true, "table inet f {
-        chain guests { ip saddr 10.0.0.0/8 accept; return; drop }
-        chain c { type filter hook forward priority 0; policy drop; iifname virbr0 jump guests; accept } }"),
-    ("a range of addresses", false, "table ip f { chain c { type filter hook forward priority 0;
-        ip saddr 192.168.122.5-192.168.122.20 drop } }"),
-    ("a set of ranges that guests are not in", true, "table ip f { set s { type ipv4_addr; flags interval; elements = { 10.0.0.0/8, 192.168.122.128/25 } }
-        chain c { type filter hook forward priority 0; ip saddr @s drop } }"),
-    ("a set of ranges that guests are in", false, "table ip f { set s { type ipv4_addr; flags interval; elements = { 10.0.0.0/8, 192.168.122.0/25 } }
-        chain c { type filter hook forward priority 0; ip saddr @s reject } }"),
-    ("fields together", false, "table inet f { chain c { type filter hook forward priority 0;
-        iifname . meta l4proto { virbr0 . udp, virbr0 . tcp, virbr0 . icmp } drop } }"),
-    ("marks", true, "table ip f { chain p { type filter hook prerouting priority -150; iifname virbr0 meta mark set 0x7 }
-        chain c { type filter hook forward priority 0; policy drop; ct state established accept; meta mark 0x7 accept } }"),
-    ("before routing", false, "table ip f { chain c { type filter hook prerouting priority -300; ip saddr 192.168.122.0/24 ip daddr != 192.168.122.0/24 drop } }"),
-    ("after routing", false, "table inet f { chain c { type filter hook postrouting priority 0; oifname enp3s0 ip protocol { tcp, udp, icmp } ct state new drop } }"),
-    ("answers only", false, "table ip f { chain c { type filter hook forward priority 0; oifname virbr0 drop } }"),
-    ("the type of an address", true, "table ip f { chain c { type filter hook forward priority 0; fib daddr type local drop; fib saddr type != unicast drop } }"),
-    ("the bridge", false, "table bridge f { chain c { type filter hook prerouting priority 0; iifname vnet1 ether type ip drop } }"),
-    ("the port's own ingress", false, "table netdev f { chain c { type filter hook ingress device vnet1 priority 0; ip saddr 192.168.122.0/24 drop } }"),
-];
-
 #[test]
 fn what_it_says_of_nftables_agrees_with_what_packets_do() -> Result<()> {
     let mut lab = open_host()?;
@@ -139,43 +110,6 @@ fn what_it_says_of_nftables_agrees_with_what_packets_do() -> Result<()> {
     }
     lab.assert_invariants()
 }
-
-/// Rules of iptables, and whether guests get through them; the program is either of both.
-const IPTABLES: [(&str, bool, &str); 9] = [
-    ("policy drop", false, ":FORWARD DROP\n"),
-    (
-        "guests let through",
-        true,
-        ":FORWARD DROP\n-A FORWARD -o virbr0 -m conntrack --ctstate RELATED,ESTABLISHED -j ACCEPT\n-A FORWARD -i virbr0 ! -o virbr0 -j ACCEPT\n",
-    ),
-    ("a state of old", true, ":FORWARD DROP\n-A FORWARD -m state --state ESTABLISHED,NEW -j ACCEPT\n"),
-    ("a name's beginning", false, ":FORWARD ACCEPT\n-A FORWARD -i virb+ -j REJECT\n"),
-    (
-        "a chain and back",
-        false,
-        ":FORWARD ACCEPT\n:G - [0:0]\n-A FORWARD -j G\n-A FORWARD -s 192.168.122.0/24 -j DROP\n-A G -i docker0 -j ACCEPT\n-A G -j RETURN\n",
-    ),
-    (
-        "a chain left for good",
-        true,
-        ":FORWARD ACCEPT\n:G - [0:0]\n-A FORWARD -g G\n-A FORWARD -j DROP\n-A G -i docker0 -j DROP\n",
-    ),
-    (
-        "a type of address",
-        false,
-        ":FORWARD ACCEPT\n-A FORWARD -i virbr0 -m addrtype ! --dst-type LOCAL -j DROP\n",
-    ),
-    (
-        "ports together",
-        true,
-        ":FORWARD ACCEPT\n-A FORWARD -i virbr0 -p udp -m multiport --dports 137,138:139 -j DROP\n-A FORWARD -i virbr0 -p tcp -m multiport --dports 25,445 -j DROP\n",
-    ),
-    (
-        "not from there",
-        false,
-        ":FORWARD ACCEPT\n-A FORWARD ! -s 10.0.0.0/8 -i virbr0 -m comment --comment why -j DROP\n",
-    ),
-];
 
 fn iptables_agree(program: &str) -> Result<()> {
     let mut lab = open_host()?;
@@ -197,7 +131,7 @@ fn what_it_says_of_iptables_legacy_agrees_with_what_packets_do() -> Result<()> {
     iptables_agree("iptables-legacy-restore")
 }
 
-/// 1. with no program to be found, the same is said; 2. no table of ip_tables is made; 3. with tables of ip_tables, they
+/// 1. with no program to be found, the same is said; 2. no table of `ip_tables` is made; 3. with some, they
 ///    are read without a program.
 #[test]
 fn no_tool_is_needed_and_no_table_is_made() -> Result<()> {
@@ -212,7 +146,7 @@ fn no_tool_is_needed_and_no_table_is_made() -> Result<()> {
     let bare = |lab: &Lab| -> Result<Value> {
         let output =
             lab.host.output(&["/usr/bin/env", "-i", "PATH=/nonexistent", program, "doctor", "--json"], "")?;
-        Ok(serde_json::from_slice::<Value>(&output.stdout)?["rows"][0].take())
+        row(&mut serde_json::from_slice(&output.stdout)?)
     };
     let report = bare(&lab)?;
     ensure!(report["cause"] == "forward-policy", "{report:#}");
@@ -337,8 +271,7 @@ fn what_vmnat_gets_past_is_no_problem_while_it_runs() -> Result<()> {
 fn a_probe_tries_it_all_and_leaves_nothing() -> Result<()> {
     let mut lab = open_host()?;
     let before = Snapshot::take(&lab.host)?;
-    let target = format!("{SERVER_ECHO}");
-    let probe = ["--probe", "--probe-target", target.as_str()];
+    let probe = ["--probe", "--probe-target", SERVER_ECHO];
     let said = ask(&lab, &probe)?;
     for step in ["probe-gateway", "probe-ping", "probe-tcp", "probe-fragments", "probe-mtu"] {
         ensure!(said.finding(step)?["severity"] == "fine", "{step}: {:#}", said.report);

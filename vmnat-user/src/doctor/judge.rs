@@ -7,6 +7,7 @@
 //! DHCP, then names, then siblings and callers.
 
 mod firewall;
+mod host;
 mod kernel;
 mod nat;
 mod own;
@@ -48,6 +49,7 @@ pub fn report(facts: &Facts) -> Report {
         wires::judge(facts, subject, &mut of_bridge);
         uplink::judge(facts, subject, &mut of_bridge);
         firewall::judge(facts, subject, &mut of_bridge);
+        host::judge(facts, subject, &mut of_bridge);
         kernel::judge(facts, subject, &mut of_bridge);
         nat::judge(facts, subject, &mut of_bridge);
         services::judge(facts, subject, &mut of_bridge);

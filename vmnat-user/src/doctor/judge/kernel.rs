@@ -183,6 +183,14 @@ pub(super) fn judge_host(facts: &Facts, findings: &mut Vec<Finding>) {
                 .mended_by(["update-alternatives --config iptables", "iptables-legacy-save"]),
         );
     }
+    if !facts.files.ebtables.is_empty() {
+        findings.push(
+            Finding::note("ebtables-legacy", "Tables of the old ebtables are loaded, whose rules cannot be seen from here.")
+                .shown_by([format!("/proc/modules: {}", facts.files.ebtables.join(", "))])
+                .past(Passes::Yes, "the hook of a port runs before them, which also means that they no longer hold for what it forwards")
+                .mended_by(["ebtables-legacy -t filter -L"]),
+        );
+    }
     for trouble in &facts.troubles {
         findings.push(
             Finding::note("not-seen", format!("Not looked at: {} ({}).", trouble.what, trouble.why))

@@ -41,7 +41,7 @@ pub(super) fn judge(facts: &Facts, subject: &Subject, findings: &mut Vec<Finding
                 format!("Guests of {network} are translated on their way out ({}).", how.to_lowercase()),
             ));
         }
-        Fate::Accepts(None) if is_private => {
+        Fate::Accepts(None) if is_private && facts.troubles.is_empty() => {
             let (passes, why) = past_forward(facts, subject);
             let cause = format!(
                 "no rule translates {network} to the address of {}, so nobody in the world can answer",
