@@ -16,7 +16,7 @@ use crate::{
     parse::{self, Frame, Packet},
     quota,
     rewrite::{self, Change},
-    room, route, session, settings,
+    room, route, service, session, settings,
     verdict::{self, Mark},
 };
 
@@ -24,20 +24,24 @@ use crate::{
 #[inline(always)]
 pub fn at_port(ctx: &TcContext) -> Result<Outcome, Outcome> {
     if parse::frame(ctx)? == Frame::Arp {
-        lease::learn_from_arp(ctx, bridge::port_of(ctx)?);
-        return Ok(Outcome::NotIpv4);
+        return hear_arp(ctx);
     }
     translate(ctx)
 }
 
-/// The program of a bridge. Replies to ARP that were addressed to the host alone are seen here too, but say nothing about
-/// the port.
+/// The program of a bridge.
 #[inline(always)]
 pub fn at_bridge(ctx: &TcContext) -> Result<Outcome, Outcome> {
     if parse::frame(ctx)? == Frame::Arp {
-        return Ok(Outcome::NotIpv4);
+        return hear_arp(ctx);
     }
     translate(ctx)
+}
+
+#[inline(always)]
+fn hear_arp(ctx: &TcContext) -> Result<Outcome, Outcome> {
+    lease::hear_arp(ctx, bridge::port_of(ctx)?)?;
+    Ok(Outcome::NotIpv4)
 }
 
 #[inline(always)]
@@ -86,8 +90,17 @@ fn translate(ctx: &TcContext) -> Result<Outcome, Outcome> {
 #[inline(never)]
 fn judge(ctx: &TcContext, packet: &Packet) -> Result<(), Outcome> {
     let port = bridge::port_of(ctx)?;
+    if lease::is_strict(port) {
+        lease::hold(ctx, packet, port)?;
+    }
     if packet.destination_mac != port.mac {
         return Err(bridge::to_station(ctx, packet, port).unwrap_or_else(|outcome| outcome));
+    }
+    let way = service::way(ctx, packet, port.bridge);
+    if way != service::NONE {
+        classify::check_sender(packet, port)?;
+        lease::admit(ctx, packet, port)?;
+        return Err(service::lead(ctx, packet, way).unwrap_or_else(|outcome| outcome));
     }
     let is_error = icmp::is_error(packet);
     let known = if packet.tracked.is_ok() { session::find(&packet.key)? } else { None };

@@ -21,7 +21,7 @@ use crate::{
     parse::{self, Frame, Packet, Quote},
     quota,
     rewrite::{self, Change},
-    route, session, settings,
+    route, service, session, settings,
     verdict::{self, Mark},
 };
 
@@ -87,6 +87,7 @@ pub fn refuse(ctx: &TcContext, packet: &Packet, reason: Outcome) -> Outcome {
             | Outcome::PortsExhausted
             | Outcome::FlowTableFull
             | Outcome::FlowConflict
+            | Outcome::NoUplinkAddress
     );
     if let Ok(settings) = settings::get()
         && settings.room.refusing != 0
@@ -169,6 +170,10 @@ pub fn inward(ctx: &TcContext) -> Result<Outcome, Outcome> {
     parse::ipv4(ctx, Side::Uplink, &mut packet)?;
     if packet.key.source == room::ADDRESS {
         return Ok(tell_guest(ctx, &packet));
+    }
+    let answered = service::answer(ctx, &packet);
+    if answered != Outcome::NoFlow {
+        return Ok(answered);
     }
     fragment::recall(ctx, &mut packet, Place::UplinkOrdered);
     let found = if packet.tracked.is_ok() { session::find(&packet.key)? } else { None };

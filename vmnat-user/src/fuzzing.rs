@@ -23,7 +23,7 @@ use crate::{
 pub type Target = (&'static str, fn(&[u8]));
 
 /// Every target of this crate.
-pub const TARGETS: [Target; 14] = [
+pub const TARGETS: [Target; 16] = [
     ("forward_spec", forward_spec),
     ("forward_file", forward_file),
     ("forward_store", forward_store),
@@ -31,6 +31,8 @@ pub const TARGETS: [Target; 14] = [
     ("instance_name", instance_name),
     ("libvirt_leases", libvirt_leases),
     ("dnsmasq_leases", dnsmasq_leases),
+    ("dnsmasq_hosts", dnsmasq_hosts),
+    ("networkd_leases", networkd_leases),
     ("docker_answer", docker_answer),
     ("socket_table", socket_table),
     ("netlink_messages", netlink_messages),
@@ -106,6 +108,23 @@ pub fn dnsmasq_leases(bytes: &[u8]) {
     assert!(leases.len() <= text.lines().count());
     for lease in leases {
         assert!(lease.expires > 0 && lease.name.is_none_or(|name| !name.contains(char::is_whitespace)));
+    }
+}
+
+/// Static hosts of a dnsmasq.
+pub fn dnsmasq_hosts(bytes: &[u8]) {
+    let Ok(text) = str::from_utf8(bytes) else { return };
+    for lease in leases::read_hosts(text) {
+        assert!(lease.name.is_none_or(|name| !name.is_empty() && !name.contains(char::is_whitespace)));
+    }
+}
+
+/// What systemd-networkd keeps and answers.
+pub fn networkd_leases(bytes: &[u8]) {
+    let Ok(text) = str::from_utf8(bytes) else { return };
+    let answered = leases::read_networkd_answer(text, 15_000, 1_700_000_000).into_iter().flatten();
+    for lease in leases::read_networkd(text).into_iter().flatten().chain(answered) {
+        assert!(lease.expires > 0 && lease.name.is_none_or(|name| !name.is_empty()));
     }
 }
 

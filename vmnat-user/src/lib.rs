@@ -34,6 +34,7 @@ pub mod reconcile;
 pub mod report;
 pub mod rest;
 pub mod room;
+pub mod services;
 pub mod state;
 pub mod sysctl;
 pub mod tables;

@@ -14,7 +14,8 @@ use vmnat_common::{
     bridge::{BridgePort, BridgePortFlags},
     forward::{Forward, SourceKey},
     network::{Network, NetworkKey},
-    uplink::{Uplink, UplinkFlags},
+    service::{Service, ServiceKey},
+    uplink::Uplink,
 };
 
 pub use self::uplinks::followed;
@@ -22,7 +23,7 @@ use crate::{
     error::Error,
     facts::{Facts, LinkFact, PORT_FORWARDING},
     link::Hook,
-    room,
+    room, services,
     state::{Filtering, State},
 };
 
@@ -44,6 +45,10 @@ pub struct Plan {
     pub bridge_port: Vec<(u32, BridgePort)>,
     /// The `UPLINK` map.
     pub uplink: Vec<(u32, Uplink)>,
+    /// The `SERVICE` map.
+    pub service: Vec<(ServiceKey, Service)>,
+    /// The `GATEWAY` map.
+    pub gateway: Vec<(u32, Address)>,
     /// The port forwards, in the order of their first endpoints, none over another.
     pub forward: Vec<Forward>,
     /// The `FORWARD_SOURCE` map's keys.
@@ -56,6 +61,25 @@ pub struct Plan {
     pub warnings: Vec<String>,
 }
 
+impl Plan {
+    /// The network that an address is in.
+    #[must_use]
+    pub fn network_of(&self, address: Ipv4Addr) -> Option<&Network> {
+        let is_inside = |key: &NetworkKey| {
+            let prefix = u8::try_from(key.prefix).unwrap_or(32);
+            Ipv4Net::new(key.address.into(), prefix).is_ok_and(|network| network.contains(&address))
+        };
+        self.network.iter().find(|(key, _)| is_inside(key)).map(|(_, network)| network)
+    }
+
+    /// True for a bridge whose guests may use the addresses alone that were given to them.
+    #[must_use]
+    pub fn is_strict(&self, bridge: u32) -> bool {
+        let mut entries = self.bridge_port.iter().filter(|(index, _)| *index == bridge);
+        entries.any(|(_, entry)| entry.flags & BridgePortFlags::STRICT != 0)
+    }
+}
+
 /// What the plan needs beside wish and picture.
 #[derive(Clone, Debug, Default)]
 pub struct Circumstances {
@@ -65,6 +89,8 @@ pub struct Circumstances {
     pub closed: HashSet<u32>,
     /// The host's ends of the quiet room.
     pub room: Option<room::Ends>,
+    /// The loopback lets in nothing of guests.
+    pub loopback_is_strict: bool,
 }
 
 /// A network and the bridge it is behind.
@@ -91,16 +117,19 @@ pub fn plan(state: &State, facts: &Facts, circumstances: &Circumstances) -> Resu
     let networks = networks(state, facts, &bridges);
     check_overlaps(&networks, &uplinks, facts)?;
     for uplink in &uplinks {
-        plan_uplink(uplink, facts, &mut plan);
+        uplinks::plan_uplink(uplink, facts, circumstances, &mut plan);
     }
+    let guarded = uplinks::guarded(state, facts, &uplinks);
+    plan.hooks.extend(guarded.into_iter().map(Hook::guard));
     for bridge in &bridges {
-        plan_bridge(bridge, facts, circumstances, &mut plan);
+        plan_bridge(bridge, state, facts, circumstances, &mut plan);
         if !networks.iter().any(|network| network.bridge == bridge.index) {
             plan.warnings.push(format!("bridge {} has no IPv4 subnet: its guests get nothing", bridge.name));
         }
     }
     plan.network = networks.iter().map(entry_of).collect();
     plan.untranslated = state.untranslated.iter().copied().map(key_of).collect();
+    plan.service = services::entries(state, facts, circumstances.loopback_is_strict);
     forwards::plan_forwards(state, facts, &networks, &uplinks, &mut plan);
     plan.room.clone_from(&circumstances.room);
     plan.hooks.extend(plan.room.iter().flat_map(room::Ends::hooks));
@@ -182,28 +211,22 @@ fn overlap(one: Ipv4Net, other: Ipv4Net) -> bool {
     one.contains(&other.network()) || other.contains(&one.network())
 }
 
-fn plan_uplink(link: &LinkFact, facts: &Facts, plan: &mut Plan) {
-    let address = facts.primary_address(link.index).unwrap_or(Address::UNSPECIFIED);
-    if address.is_unspecified() {
-        plan.warnings.push(format!("uplink {} has no IPv4 address: guests cannot use it", link.name));
-    }
-    if !link.up {
-        plan.warnings.push(format!("uplink {} is down", link.name));
-    }
-    let flags = if link.no_ethernet { UplinkFlags::NO_ETHERNET } else { 0 };
-    let mac = link.mac.unwrap_or(Mac::ZERO);
-    plan.uplink.push((link.index, Uplink { address, mtu: mtu_of(link), mac, flags }));
-    plan.hooks.extend(Hook::of_uplink(&link.name, link.index));
-}
-
-fn plan_bridge(bridge: &LinkFact, facts: &Facts, circumstances: &Circumstances, plan: &mut Plan) {
+fn plan_bridge(
+    bridge: &LinkFact,
+    state: &State,
+    facts: &Facts,
+    circumstances: &Circumstances,
+    plan: &mut Plan,
+) {
     let closed = circumstances.closed.contains(&bridge.index);
     let closed = if closed { BridgePortFlags::HOST_DID_NOT_FORWARD } else { 0 };
+    let wish = state.bridges.iter().find(|wish| wish.name == bridge.name);
+    let strict = if wish.is_some_and(|wish| wish.strict_leases) { BridgePortFlags::STRICT } else { 0 };
     let entry = |flags| BridgePort {
         bridge: bridge.index,
         mac: bridge.mac.unwrap_or(Mac::ZERO),
         mtu: mtu_of(bridge),
-        flags: flags | closed,
+        flags: flags | closed | strict,
     };
     plan.bridge_port.push((bridge.index, entry(BridgePortFlags::IS_BRIDGE)));
     let mut special: BTreeMap<String, Vec<&str>> = BTreeMap::new();
@@ -225,7 +248,10 @@ fn plan_bridge(bridge: &LinkFact, facts: &Facts, circumstances: &Circumstances, 
             [port] => format!("port {port} of {} uses the slower hook of its", bridge.name),
             _ => format!("ports {} of {} use the slower hook of their", ports.join(", "), bridge.name),
         };
-        plan.warnings.push(format!("{ports} bridge: {why}"));
+        // Frames from one such port to another meet no program.
+        let strict =
+            if strict == 0 { "" } else { "; strict leases hold towards the host and the world alone" };
+        plan.warnings.push(format!("{ports} bridge: {why}{strict}"));
     }
     // After its ports: what reaches the bridge's hook unmarked then comes from a port that has none.
     plan.hooks.push(Hook::of_bridge(&bridge.name, bridge.index));

@@ -22,7 +22,7 @@ use serde::{Deserialize, Serialize};
 pub use self::{
     lock::Lock,
     records::{FilterRecord, HookMode, SysctlRecord},
-    wish::{Bridge, Filtering, GuestQuotas, PoolRange},
+    wish::{Binding, Bridge, Filtering, GuestQuotas, PoolRange},
 };
 use crate::{
     error::Error,
@@ -79,11 +79,17 @@ pub struct State {
     /// Lease files to look at before all others.
     #[serde(default)]
     pub lease_files: Vec<PathBuf>,
+    /// Addresses that the operator has given to guests.
+    #[serde(default)]
+    pub bindings: Vec<Binding>,
     /// Destinations that guests reach without translation.
     #[serde(default)]
     pub untranslated: Vec<Ipv4Net>,
     /// Kernel settings to put back.
     pub sysctls: Vec<SysctlRecord>,
+    /// The loopback's setting that services need, to put back.
+    #[serde(default)]
+    pub loopback: Option<crate::sysctl::Change>,
     /// Filters to remove.
     pub filters: Vec<FilterRecord>,
     /// Interfaces that got their clsact queueing discipline from vmnat, by index and name.
@@ -119,8 +125,10 @@ impl State {
             expiries: BTreeMap::new(),
             resolved: BTreeMap::new(),
             lease_files: Vec::new(),
+            bindings: Vec::new(),
             untranslated: Vec::new(),
             sysctls: Vec::new(),
+            loopback: None,
             filters: Vec::new(),
             qdiscs: BTreeMap::new(),
             log: String::new(),

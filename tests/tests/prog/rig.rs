@@ -12,11 +12,12 @@ use vmnat_common::{
     Address, Endpoint, Mac, Outcome, Port, SCHEMA_VERSION,
     bridge::{BridgePort, BridgePortFlags},
     forward::{Forward, ForwardCount, place},
-    lease::Lease,
+    lease::{Lease, LeaseFlags},
     network::{Network, NetworkFlags, NetworkKey},
     port_range::POOL_WORDS,
     quota::Quotas,
     room::Room,
+    service::{ServiceKey, ServiceWay},
     settings::Settings,
     station::{Station, StationKey},
     timeout::Timeouts,
@@ -222,6 +223,20 @@ impl Rig {
         self.tables.lease.set(&guest.into_address(), &lease).unwrap();
     }
 
+    /// Says that an address was given to a guest, with further flags of the lease.
+    pub fn bind(&self, guest: [u8; 4], mac: [u8; 6], port: u32, flags: u16) {
+        let flags = LeaseFlags::BOUND | flags;
+        let lease = Lease { port, bridge: BRIDGE, mac: Mac::new(mac), flags, last_seen: 0 };
+        self.tables.lease.set(&guest.into_address(), &lease).unwrap();
+    }
+
+    /// Lets guests use the addresses alone that were given to them.
+    pub fn strict(&self) {
+        self.port(BRIDGE, BridgePortFlags::IS_BRIDGE | BridgePortFlags::STRICT);
+        self.port(PORT1, BridgePortFlags::DIRECT | BridgePortFlags::STRICT);
+        self.port(PORT2, BridgePortFlags::DIRECT | BridgePortFlags::STRICT);
+    }
+
     /// Says behind which port a station of the bridge is.
     pub fn station(&self, mac: [u8; 6], port: u32) {
         self.tables.station.set(&StationKey::new(BRIDGE, Mac::new(mac)), &Station { port }).unwrap();
@@ -239,6 +254,12 @@ impl Rig {
             settings.room =
                 Room { inner: ROOM_INNER, outer: ROOM_OUTER, refusing: ROOM_REFUSING, reserved: 0 };
         });
+    }
+
+    /// Opens a service of the guests' gateway.
+    pub fn service(&self, protocol: u8, port: u16, way: ServiceWay) {
+        let key = ServiceKey::new(BRIDGE, GATEWAY.into_address(), protocol, Port::new(port));
+        self.tables.service.set(&key, &way.value()).unwrap();
     }
 
     /// Closes the guests' mappings to all who were not asked.

@@ -10,6 +10,7 @@ mod firewall;
 mod host;
 mod kernel;
 mod nat;
+mod offers;
 mod own;
 mod owner;
 mod services;
@@ -73,17 +74,6 @@ fn settle(facts: &Facts, findings: &mut [Finding]) {
         }
     }
     findings.sort_by_key(|finding| (finding.severity, finding.rank, finding.takes));
-}
-
-/// What a guest of a subject is offered by vmnat against a firewall's FORWARD rules.
-fn past_forward(facts: &Facts, subject: &Subject) -> (Passes, String) {
-    if !facts.vmnat.can_run() {
-        return (Passes::No, "this kernel cannot run it".to_owned());
-    }
-    if subject.uplink.as_ref().is_some_and(|uplink| uplink.no_ethernet) {
-        return (Passes::No, "the uplink has no Ethernet, which it cannot serve".to_owned());
-    }
-    (Passes::Yes, "its programs forward guests' packets before netfilter sees them".to_owned())
 }
 
 /// True where guests have addresses, as the neighbour table shows.

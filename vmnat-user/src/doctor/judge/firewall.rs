@@ -7,8 +7,9 @@ use super::{
         finding::{Finding, Passes, Takes},
         ruleset::{Decision, Family, Fate, Hook, Packet, Sender, Station, Walk},
     },
+    offers,
     owner::{self, Owner},
-    past_forward, rank,
+    rank,
 };
 
 /// Somewhere in the world: an address that no rule is likely to name, and to which nothing is sent.
@@ -242,7 +243,7 @@ fn is_forward(facts: &Facts, decision: &Decision) -> bool {
 }
 
 fn past(facts: &Facts, subject: &Subject, way: Way, hook: Hook) -> (Passes, String) {
-    let (passes, why) = past_forward(facts, subject);
+    let (passes, why) = offers::forwarding(facts, subject);
     let ports: Vec<&str> = facts
         .net
         .ports_of(subject.bridge.index)

@@ -7,7 +7,7 @@ use super::{
         ruleset::{Decision, Family, Fate, Hook, Packet, Sender, Walk},
     },
     firewall::{SYN, UNICAST},
-    owner, rank,
+    offers, owner, rank,
 };
 
 /// `RTN_LOCAL` and `RTN_BROADCAST`.
@@ -69,6 +69,8 @@ fn input(
     let (bridge, deed) = (&subject.bridge.name, owner.deed(decision, "them"));
     let what = if port == 67 { "DHCP requests" } else { "DNS queries to the gateway" };
     let sentence = format!("{what} of guests on {bridge} are dropped by the host: {deed}.");
+    let (passes, why) =
+        if port == 53 { offers::names_at_gateway(facts, subject) } else { offers::addresses(facts, subject) };
     let cause = match decision.rule {
         Some(_) => owner.deed(decision, &format!("their {what}")),
         None => format!("{deed}, so their {what} are lost"),
@@ -83,7 +85,7 @@ fn input(
         .because(cause)
         .shown_by([facts.rules.evidence(decision)])
         .shown_by(owner.files(facts, subject, true))
-        .past(Passes::No, "what guests send to the host itself stays with the host's INPUT rules")
+        .past(passes, why)
         .mended_by(owner.mend_input(facts, subject, decision, port))
 }
 

@@ -6,7 +6,7 @@ use super::{
         finding::{Finding, Passes, Takes},
         ruleset::Source,
     },
-    past_forward, rank,
+    offers, rank,
 };
 use crate::state::HookMode;
 
@@ -28,7 +28,7 @@ pub(super) fn judge(facts: &Facts, subject: &Subject, findings: &mut Vec<Finding
 }
 
 fn forwarding(facts: &Facts, subject: &Subject, findings: &mut Vec<Finding>) {
-    let (passes, why) = past_forward(facts, subject);
+    let (passes, why) = offers::forwarding(facts, subject);
     let bridge = &subject.bridge.name;
     if facts.setting("net/ipv4/ip_forward") == Some("0") {
         // vmnat sets the bridge's own setting, which forwards as well.

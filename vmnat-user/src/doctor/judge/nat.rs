@@ -10,7 +10,7 @@ use super::{
         ruleset::{Fate, Hook, Walk},
     },
     firewall::world_packet,
-    owner, past_forward, rank,
+    offers, owner, rank,
 };
 
 /// Judges what becomes of the guests' addresses.
@@ -42,7 +42,7 @@ pub(super) fn judge(facts: &Facts, subject: &Subject, findings: &mut Vec<Finding
             ));
         }
         Fate::Accepts(None) if is_private && facts.troubles.is_empty() => {
-            let (passes, why) = past_forward(facts, subject);
+            let (passes, why) = offers::forwarding(facts, subject);
             let cause = format!(
                 "no rule translates {network} to the address of {}, so nobody in the world can answer",
                 uplink.name
