@@ -11,7 +11,7 @@ use vmnat_common::Protocol;
 use crate::{
     cli,
     conntrack::{self, Translation},
-    dhcp, docker, facts,
+    dhcp, docker, doctor, facts,
     forwards::{ForwardSpec, store},
     host_sockets, leases,
     netlink::{Attributes, Messages},
@@ -23,7 +23,7 @@ use crate::{
 pub type Target = (&'static str, fn(&[u8]));
 
 /// Every target of this crate.
-pub const TARGETS: [Target; 18] = [
+pub const TARGETS: [Target; 19] = [
     ("forward_spec", forward_spec),
     ("forward_file", forward_file),
     ("forward_store", forward_store),
@@ -42,6 +42,7 @@ pub const TARGETS: [Target; 18] = [
     ("dhcp_frame", dhcp_frame),
     ("dhcp_leases", dhcp_leases),
     ("libvirt_network", libvirt_network),
+    ("doctor_rules", doctor_rules),
 ];
 
 /// A frame at a bridge: what is read of it lies inside it, and a client's message has what an answer needs.
@@ -210,6 +211,14 @@ pub fn port_rules(bytes: &[u8]) {
 /// Filters and queueing disciplines of tc.
 pub fn tc_filters(bytes: &[u8]) {
     facts::decode_filters(bytes);
+}
+
+/// Rules of both iptables and nftables as doctor records them: whatever they are, it says something about them.
+pub fn doctor_rules(bytes: &[u8]) {
+    let report = doctor::examine_any(bytes);
+    assert!(!report.verdict.is_empty());
+    assert_eq!(report.offline, report.cause.is_some());
+    assert!(report.text(80, true).starts_with(report.verdict.get(..1).unwrap_or_default()));
 }
 
 fn reads_back(spec: &ForwardSpec) {

@@ -18,6 +18,7 @@ macro_rules! on_both_hooks {
 mod access;
 mod commands;
 mod dhcp;
+mod doctor;
 mod errors;
 mod filtering;
 mod firewalls;
