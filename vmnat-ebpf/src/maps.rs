@@ -60,6 +60,11 @@ pub static BRIDGE_PORT: HashMap<u32, BridgePort> = HashMap::with_max_entries(4_0
 #[map]
 pub static UPLINK: HashMap<u32, Uplink> = HashMap::with_max_entries(64, 0);
 
+/// The router behind an uplink, by interface index, to which answers go that the host's routes would send by another uplink;
+/// unspecified where the link has but one other end.
+#[map]
+pub static GATEWAY: HashMap<u32, Address> = HashMap::with_max_entries(64, 0);
+
 /// Port forwards, two sorted banks.
 #[map]
 pub static FORWARD: Array<Forward> = Array::with_max_entries(2 * BANK, 0);

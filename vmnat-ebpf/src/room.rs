@@ -88,6 +88,7 @@ pub fn refuse(ctx: &TcContext, packet: &Packet, reason: Outcome) -> Outcome {
             | Outcome::FlowTableFull
             | Outcome::FlowConflict
             | Outcome::AccessDenied
+            | Outcome::NoUplinkAddress
     );
     if let Ok(settings) = settings::get()
         && settings.room.refusing != 0

@@ -26,12 +26,12 @@ use tokio::{
     signal::unix::{SignalKind, signal},
     time::{Instant, MissedTickBehavior, interval, sleep_until},
 };
-use tracing::{info, warn};
+use tracing::{debug, info, warn};
 
 use self::{lease_watch::LeaseWatch, listener::Listener, round::Round};
 use crate::{
     error::Error,
-    facts::{self, Changes, Watch},
+    facts::{self, Changes, RouteFact, Watch},
     forwards,
     kernel_log::KernelLog,
     leases::{self, LeaseFact},
@@ -215,6 +215,9 @@ struct Agent<'a> {
     due: Option<Instant>,
     /// Routes have changed: flows must look at their way again.
     rerouted: bool,
+    /// The routes of the last picture. The kernel tells nobody of those that go with a link (`fib_disable_ip()` of
+    /// `net/ipv4/fib_frontend.c`).
+    routes: Vec<RouteFact>,
 }
 
 impl<'a> Agent<'a> {
@@ -236,6 +239,7 @@ impl<'a> Agent<'a> {
             relay: Relay::default(),
             due: None,
             rerouted: false,
+            routes: Vec::new(),
         })
     }
 
@@ -248,10 +252,26 @@ impl<'a> Agent<'a> {
     fn note(&mut self, changes: Changes) {
         let firm = Changes::LINK.with(Changes::ADDRESS).with(Changes::ROUTE).with(Changes::RULES);
         let firm = firm.with(Changes::SETTING);
-        self.rerouted |= changes.any_of(Changes::ROUTE);
+        if changes.any_of(Changes::ROUTE) && !std::mem::replace(&mut self.rerouted, true) {
+            self.look_again();
+        }
         if !changes.is_empty() {
             let after = if changes.any_of(firm) { SETTLE } else { SETTLE_NEIGHBOURS };
             self.plan(after);
+        }
+    }
+
+    /// Has flows look at their way again at once: where a VPN has taken the default route, nothing goes on beside it. Where a command
+    /// holds the lock, the reconcile that is planned does it.
+    fn look_again(&self) {
+        match Lock::try_take_existing(self.instance) {
+            Ok(Some(_lock)) => {
+                if let Err(error) = self.tables.bump_generation() {
+                    warn!("flows do not look at their way again yet: {error:#}");
+                }
+            }
+            Ok(None) => {}
+            Err(error) => debug!("flows look at their way with the next reconcile: {error:#}"),
         }
     }
 
@@ -294,7 +314,11 @@ impl<'a> Agent<'a> {
         for warning in state.warnings.iter().filter(|warning| !before.warnings.contains(warning)) {
             warn!("{warning}");
         }
-        if std::mem::take(&mut self.rerouted) {
+        let moved = self.routes != facts.routes;
+        if moved {
+            self.routes.clone_from(&facts.routes);
+        }
+        if std::mem::take(&mut self.rerouted) || moved {
             self.tables.bump_generation()?;
         }
         if !done.failures.is_empty() {

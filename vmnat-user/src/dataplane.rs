@@ -57,6 +57,8 @@ pub mod map {
     pub const BRIDGE_PORT: &str = "BRIDGE_PORT";
     /// Uplinks.
     pub const UPLINK: &str = "UPLINK";
+    /// Routers behind uplinks.
+    pub const GATEWAY: &str = "GATEWAY";
     /// Port forwards.
     pub const FORWARD: &str = "FORWARD";
     /// Which of the port forwards are in use.
@@ -87,7 +89,7 @@ pub mod map {
     pub const OUTCOMES: &str = "OUTCOMES";
 
     /// All of them.
-    pub const ALL: [&str; 22] = [
+    pub const ALL: [&str; 23] = [
         FLOW,
         MAPPING,
         NETWORK,
@@ -96,6 +98,7 @@ pub mod map {
         ACCESS_RANGE,
         BRIDGE_PORT,
         UPLINK,
+        GATEWAY,
         FORWARD,
         FORWARD_ACTIVE,
         FORWARD_PORT,
@@ -123,8 +126,16 @@ pub mod program {
     pub const OUTBOUND_BRIDGE: &str = "outbound_bridge";
     /// Ingress of an uplink.
     pub const INBOUND: &str = "inbound";
+    /// Ingress of an uplink without Ethernet header.
+    pub const INBOUND_BARE: &str = "inbound_bare";
+    /// Ingress of a port of an uplink that is a bridge.
+    pub const INBOUND_PORT: &str = "inbound_port";
+    /// Ingress of an uplink that is a bridge.
+    pub const INBOUND_BRIDGE: &str = "inbound_bridge";
     /// Egress of an uplink.
     pub const GUARD: &str = "guard";
+    /// Egress of an uplink without Ethernet header.
+    pub const GUARD_BARE: &str = "guard_bare";
     /// Ingress of the inner way out of the quiet room: what the world sent.
     pub const ROOM_INWARD: &str = "room_inward";
     /// Ingress of the outer way out of the quiet room: what guests sent.
@@ -135,8 +146,20 @@ pub mod program {
     pub const CLOCK: &str = "clock";
 
     /// All classifiers.
-    pub const ALL: [&str; 8] =
-        [OUTBOUND_PORT, OUTBOUND_BRIDGE, INBOUND, GUARD, ROOM_INWARD, ROOM_OUTWARD, REAPER, CLOCK];
+    pub const ALL: [&str; 12] = [
+        OUTBOUND_PORT,
+        OUTBOUND_BRIDGE,
+        INBOUND,
+        INBOUND_BARE,
+        INBOUND_PORT,
+        INBOUND_BRIDGE,
+        GUARD,
+        GUARD_BARE,
+        ROOM_INWARD,
+        ROOM_OUTWARD,
+        REAPER,
+        CLOCK,
+    ];
 
     /// A program of the host's own sockets.
     #[derive(Clone, Copy, Debug)]

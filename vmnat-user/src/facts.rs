@@ -39,6 +39,20 @@ pub struct Facts {
     pub neighbours: Vec<NeighbourFact>,
     /// Forwarding tables of bridges.
     pub fdb: Vec<FdbFact>,
+    /// Where the host itself would leave for the world.
+    pub exit: Exit,
+}
+
+/// The kernel's own answer to where the world is: policy rules, split default routes and VPNs that own the default route included.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Exit {
+    /// Nobody asked: the main table's default route counts.
+    #[default]
+    Unasked,
+    /// Nowhere: there is no route, or one that forbids it.
+    Nowhere,
+    /// By the interface of this index.
+    By(u32),
 }
 
 /// An interface.
@@ -67,8 +81,10 @@ pub struct LinkFact {
     pub port_state: Option<u8>,
     /// It is a bridge's port that may not talk to other isolated ports.
     pub isolated: bool,
-    /// It carries IP without an Ethernet header (`ARPHRD` other than Ethernet).
+    /// Its link layer is not Ethernet (`ARPHRD`).
     pub no_ethernet: bool,
+    /// It carries bare IP packets (tun, `WireGuard`, ppp, ipip).
+    pub bare: bool,
     /// It is the loopback interface.
     pub loopback: bool,
 }
@@ -84,6 +100,14 @@ pub struct AddressFact {
     pub prefix: u8,
     /// It is not the first of its subnet.
     pub secondary: bool,
+}
+
+impl LinkFact {
+    /// True where vmnat can serve it as an uplink: with an Ethernet header, or with none at all.
+    #[must_use]
+    pub const fn can_be_uplink(&self) -> bool {
+        !self.loopback && (!self.no_ethernet || self.bare)
+    }
 }
 
 impl AddressFact {
@@ -181,10 +205,35 @@ impl Facts {
         defaults.filter(|route| route.oif.is_some()).min_by_key(|route| route.metric)
     }
 
-    /// The interface of the default route that wins.
+    /// The interface by which the host leaves for the world.
     #[must_use]
     pub fn default_uplink(&self) -> Option<&LinkFact> {
-        self.link_at(self.default_route()?.oif?)
+        match self.exit {
+            Exit::Unasked => self.link_at(self.default_route()?.oif?),
+            Exit::Nowhere => None,
+            Exit::By(index) => self.link_at(index),
+        }
+    }
+
+    /// The interfaces to which some default route leads, of whatever table; half of the addresses is as good as a default route,
+    /// since VPNs write two halves.
+    pub fn exits(&self) -> impl Iterator<Item = &LinkFact> {
+        let leads = |link: &LinkFact| {
+            let mut routes = self.routes.iter().filter(|route| route.destination.prefix_len() <= 1);
+            routes.any(|route| route.oif == Some(link.index))
+        };
+        self.links.iter().filter(move |link| leads(link))
+    }
+
+    /// The router behind an interface: of its default route, the main table's before all others. Unspecified where the link has
+    /// but one other end; none where there is no telling.
+    #[must_use]
+    pub fn router_behind(&self, link: &LinkFact) -> Option<Address> {
+        let defaults = self.routes.iter().filter(|route| route.is_default() && route.oif == Some(link.index));
+        let best =
+            defaults.min_by_key(|route| (route.gateway.is_none(), route.table != MAIN_TABLE, route.metric));
+        let router = best.and_then(|route| route.gateway);
+        if link.bare { Some(router.unwrap_or(Address::UNSPECIFIED)) } else { router }
     }
 
     /// The addresses of an interface.
@@ -255,6 +304,27 @@ mod tests {
         assert_eq!(facts.primary_address(2), Some(Address::new([10, 0, 0, 2])));
         assert_eq!(facts.primary_address(4), None);
         assert_eq!(facts.addresses[0].network(), "169.254.3.0/24".parse().unwrap());
+    }
+
+    #[test]
+    fn every_way_to_the_world_is_an_exit_and_its_router_is_known() {
+        let link = |index, bare| LinkFact { index, name: format!("e{index}"), bare, ..LinkFact::default() };
+        let by = |gateway: [u8; 4], route| RouteFact { gateway: Some(Address::new(gateway)), ..route };
+        let facts = Facts {
+            links: vec![link(2, false), link(3, false), link(4, true), link(5, false)],
+            routes: vec![
+                by([10, 0, 0, 1], route("0.0.0.0/0", 2, 100, MAIN_TABLE)),
+                by([10, 0, 0, 9], route("0.0.0.0/0", 2, 0, 100)),
+                route("10.0.0.0/8", 3, 0, MAIN_TABLE),
+                route("128.0.0.0/1", 4, 0, MAIN_TABLE),
+                route("0.0.0.0/0", 5, 0, 7),
+            ],
+            ..Facts::default()
+        };
+        assert_eq!(facts.exits().map(|link| link.index).collect::<Vec<_>>(), [2, 4, 5]);
+        let routers: Vec<_> = facts.links.iter().map(|link| facts.router_behind(link)).collect();
+        let first = Address::new([10, 0, 0, 1]);
+        assert_eq!(routers, [Some(first), None, Some(Address::UNSPECIFIED), None]);
     }
 
     #[test]

@@ -15,7 +15,7 @@ use vmnat_common::{
     forward::{Forward, SourceKey},
     network::{Network, NetworkKey},
     service::{Service, ServiceKey},
-    uplink::{Uplink, UplinkFlags},
+    uplink::Uplink,
 };
 
 pub use self::uplinks::followed;
@@ -50,6 +50,8 @@ pub struct Plan {
     pub uplink: Vec<(u32, Uplink)>,
     /// The `SERVICE` map.
     pub service: Vec<(ServiceKey, Service)>,
+    /// The `GATEWAY` map.
+    pub gateway: Vec<(u32, Address)>,
     /// The port forwards, in the order of their first endpoints, none over another.
     pub forward: Vec<Forward>,
     /// The `FORWARD_SOURCE` map's keys.
@@ -119,10 +121,12 @@ pub fn plan(state: &State, facts: &Facts, circumstances: &Circumstances) -> Resu
     let networks = networks(state, facts, &bridges);
     check_overlaps(&networks, &uplinks, facts)?;
     for uplink in &uplinks {
-        plan_uplink(uplink, facts, &mut plan);
+        uplinks::plan_uplink(uplink, facts, circumstances, &mut plan);
     }
     plan.bridges = bridges.iter().map(|link| (link.index, link.name.clone())).collect();
     plan.access = access::compile(&state.access, &plan.bridges, &networks)?;
+    let guarded = uplinks::guarded(state, facts, &uplinks);
+    plan.hooks.extend(guarded.into_iter().map(Hook::guard));
     for bridge in &bridges {
         plan_bridge(bridge, state, facts, circumstances, &mut plan);
         if !networks.iter().any(|network| network.bridge == bridge.index) {
@@ -210,20 +214,6 @@ fn check_overlaps(networks: &[PlannedNetwork], uplinks: &[&LinkFact], facts: &Fa
 /// True when two subnets share an address: of two prefixes, one then holds the other.
 fn overlap(one: Ipv4Net, other: Ipv4Net) -> bool {
     one.contains(&other.network()) || other.contains(&one.network())
-}
-
-fn plan_uplink(link: &LinkFact, facts: &Facts, plan: &mut Plan) {
-    let address = facts.primary_address(link.index).unwrap_or(Address::UNSPECIFIED);
-    if address.is_unspecified() {
-        plan.warnings.push(format!("uplink {} has no IPv4 address: guests cannot use it", link.name));
-    }
-    if !link.up {
-        plan.warnings.push(format!("uplink {} is down", link.name));
-    }
-    let flags = if link.no_ethernet { UplinkFlags::NO_ETHERNET } else { 0 };
-    let mac = link.mac.unwrap_or(Mac::ZERO);
-    plan.uplink.push((link.index, Uplink { address, mtu: mtu_of(link), mac, flags }));
-    plan.hooks.extend(Hook::of_uplink(&link.name, link.index));
 }
 
 fn plan_bridge(

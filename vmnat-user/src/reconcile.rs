@@ -180,6 +180,7 @@ pub fn flush(tables: &Tables, is_doomed: impl Fn(&FlowKey, &Session) -> bool) ->
 /// nftables.
 fn obstructed(state: &State, facts: &Facts) -> HashMap<u32, String> {
     let bridges = state.bridges.iter().filter_map(|bridge| facts.link(&bridge.name));
+    let bridges = bridges.chain(plan::uplinks(state, facts).into_iter().filter(|uplink| uplink.is_bridge));
     let rules = facts::port_rules();
     let rules = rules.inspect_err(|error| warn!("the rules of nftables cannot be listed: {error}"));
     let rules = rules.unwrap_or_default();
@@ -218,6 +219,14 @@ fn settle_maps(tables: &Tables, plan: &Plan, facts: &Facts, done: &mut Reconcile
     let lists = access::settle(tables, plan)?;
     let has_lists = !lists.is_empty();
     note(lists);
+    note(settle(&tables.gateway, &plan.gateway, |index, router| {
+        let name = facts.name_of(*index);
+        if router.is_unspecified() {
+            format!("answers by uplink {name}")
+        } else {
+            format!("answers by uplink {name} through {router}")
+        }
+    })?);
     note(settle(&tables.bridge_port, &plan.bridge_port, |index, value| {
         let name = facts.name_of(*index);
         if *index == value.bridge {

@@ -58,6 +58,8 @@ pub struct Tables {
     pub bridge_port: Table<u32, BridgePort>,
     /// Uplinks, by interface index.
     pub uplink: Table<u32, Uplink>,
+    /// Routers behind uplinks, by interface index.
+    pub gateway: Table<u32, Address>,
     /// Sources that may use a port forward.
     pub forward_source: Table<SourceKey, u32>,
     /// What went through each port forward, by its number.
@@ -136,6 +138,7 @@ impl Tables {
             access_range: Table::open(&instance.map(map::ACCESS_RANGE))?,
             bridge_port: Table::open(&instance.map(map::BRIDGE_PORT))?,
             uplink: Table::open(&instance.map(map::UPLINK))?,
+            gateway: Table::open(&instance.map(map::GATEWAY))?,
             forward: Table::open(&instance.map(map::FORWARD))?,
             forward_active: Table::open(&instance.map(map::FORWARD_ACTIVE))?,
             forward_port: Table::open(&instance.map(map::FORWARD_PORT))?,

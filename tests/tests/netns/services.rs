@@ -145,8 +145,9 @@ fn what_is_not_listed_stays_closed_and_the_list_can_change(hook: Hook) -> Result
     must_fail("TCP to the echo", calls(&echo))?;
     let status = lab.vmnat_ok(&["status"])?;
     ensure!(status.contains("no service of the host"), "{status}");
-    let rows = lab.rows(&["status"])?;
-    ensure!(rows[0]["services"].as_array().is_some_and(Vec::is_empty), "{}", rows[0]["services"]);
+    let status = lab.listing(&["status"])?;
+    let services = &status.at(0)["services"];
+    ensure!(services.as_array().is_some_and(Vec::is_empty), "{services}");
     lab.assert_invariants()
 }
 

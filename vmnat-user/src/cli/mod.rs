@@ -55,7 +55,7 @@ pub struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Command {
-    Up(up::Args),
+    Up(Box<up::Args>),
     Down(down::Args),
     Status(status::Args),
     Doctor(doctor::Args),
@@ -79,7 +79,7 @@ enum Command {
 pub async fn run(cli: Cli) -> Result<()> {
     let Cli { instance, verbose, command } = cli;
     match command {
-        Command::Up(args) => up::run(&instance, args).await,
+        Command::Up(args) => up::run(&instance, *args).await,
         Command::Down(args) => down::run(&instance, &args).await,
         Command::Status(args) => status::run(&instance, &args).await,
         Command::Doctor(args) => doctor::run(&instance, &args, verbose > 0).await,

@@ -5,6 +5,7 @@ use std::time::Duration;
 use anyhow::Result;
 use serde::Serialize;
 use tokio::time::sleep;
+use vmnat_common::bridge::BridgePortFlags;
 
 use super::{access, guests, network, print, uplink};
 use crate::{
@@ -177,7 +178,7 @@ fn status(instance: &Instance, state: State, tables: &Tables, facts: &Facts) -> 
 fn hooks(instance: &Instance, state: &State, tables: &Tables, facts: &Facts) -> Vec<HookRow> {
     let direct = |index: u32| {
         let entry = tables.bridge_port.get(&index).ok().flatten();
-        entry.is_some_and(|port| port.flags & vmnat_common::bridge::BridgePortFlags::DIRECT != 0)
+        entry.is_some_and(|port| port.flags & (BridgePortFlags::DIRECT | BridgePortFlags::OF_UPLINK) != 0)
     };
     // A port whose entry is not direct was found to have something behind its hook.
     let unfit = facts.links.iter().filter(|link| link.master.is_some() && !direct(link.index));

@@ -66,7 +66,7 @@ pub struct Args {
     /// How to attach the programs [default: tcx where the kernel has it]
     #[arg(long, value_name = "HOOK")]
     hook: Option<Hook>,
-    /// Wait so long for interfaces and addresses that are not there yet, for example 30s
+    /// Wait so long for interfaces and addresses that are not there yet, for example 30s; with 0 they are taken up when they come
     #[arg(long, value_name = "SPAN", value_parser = duration)]
     wait: Option<Duration>,
     /// Stay, as the agent, until SIGTERM; for service managers and containers

@@ -15,10 +15,9 @@ mod services;
 mod uplink;
 mod wires;
 
-pub(in crate::doctor) use self::firewall::world_packet;
 use super::{
     facts::{Facts, Subject},
-    finding::{Finding, Passes, Severity, Takes},
+    finding::{Finding, Passes, Severity},
     report::Report,
 };
 
@@ -97,9 +96,4 @@ fn listed(words: &[&str]) -> String {
         [one] => (*one).to_owned(),
         [head @ .., last] => format!("{} and {last}", head.join(", ")),
     }
-}
-
-/// The takings that keep guests from the world.
-const fn is_world(takes: Takes) -> bool {
-    matches!(takes, Takes::World)
 }

@@ -22,16 +22,26 @@ pub(super) async fn wait(instance: &Instance, args: &Args, handle: &Handle) -> R
         return Err(Error::Usage("name the bridge of the guests: `vmnat up --bridge BRIDGE`".into()).into());
     }
     let patience = args.wait.unwrap_or_default();
+    let insists = args.wait != Some(Duration::ZERO);
     let since = Instant::now();
     loop {
         let facts = facts::gather(handle).await?;
         match check_interfaces(args, &facts, is_first) {
             Ok(()) => return Ok(facts),
+            Err(error) if !insists && may_come(&error) => return Ok(facts),
             Err(error) if since.elapsed() >= patience => return Err(error),
             Err(error) => tracing::info!("waiting: {error:#}"),
         }
         sleep(Duration::from_millis(200)).await;
     }
+}
+
+/// True for what is merely not there yet.
+fn may_come(error: &anyhow::Error) -> bool {
+    matches!(
+        error.downcast_ref(),
+        Some(Error::NoInterface { .. } | Error::NoUplinkAddress { .. } | Error::NoDefaultRoute)
+    )
 }
 
 fn check_interfaces(args: &Args, facts: &Facts, is_first: bool) -> Result<()> {
@@ -65,7 +75,7 @@ pub(in crate::cli) fn check_bridge(facts: &Facts, name: &str) -> Result<()> {
     }
 }
 
-/// Fails unless the interface exists, has Ethernet, and has an address.
+/// Fails unless the interface exists, can be served, and has an address.
 pub(in crate::cli) fn check_uplink(facts: &Facts, name: &str) -> Result<()> {
     let Some(link) = facts.link(name) else {
         let others = facts.links.iter().filter(|link| !link.loopback && link.master.is_none());
@@ -73,8 +83,13 @@ pub(in crate::cli) fn check_uplink(facts: &Facts, name: &str) -> Result<()> {
         let hint = format!("the interfaces are {}", others.join(", "));
         return Err(Error::NoInterface { name: name.to_owned(), hint }.into());
     };
-    if link.no_ethernet {
-        return Err(Error::NoEthernet { name: name.to_owned() }.into());
+    if !link.can_be_uplink() {
+        return Err(Error::UnknownLinkLayer { name: name.to_owned() }.into());
+    }
+    let master = link.master.and_then(|master| facts.link_at(master)).filter(|master| master.is_bridge);
+    if let Some(bridge) = master {
+        let (name, bridge) = (name.to_owned(), bridge.name.clone());
+        return Err(Error::PortAsUplink { name, bridge }.into());
     }
     if facts.primary_address(link.index).is_none() {
         return Err(Error::NoUplinkAddress { name: name.to_owned() }.into());
