@@ -272,7 +272,7 @@ fn a_guest_without_dhcp_is_bound_by_hand(hook: Hook) -> Result<()> {
         let error = lab.vmnat_refused(&[&["leases", "bind"], wrong].concat())?;
         ensure!(error.contains(why), "{error}");
     }
-    let ports = Cell::new(31_000);
+    let ports = Cell::new(31_000_u16);
     // From a port of its own each time: an answer may come late.
     let answered = || {
         ports.set(ports.get().saturating_add(1));
