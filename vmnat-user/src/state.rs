@@ -26,6 +26,7 @@ pub use self::{
     wish::{Binding, Bridge, Filtering, GuestQuotas, PoolRange},
 };
 use crate::{
+    access::Rule,
     error::Error,
     forwards::{
         Expiry, PortForward, Resolved,
@@ -83,12 +84,18 @@ pub struct State {
     /// Lease files to look at before all others.
     #[serde(default)]
     pub lease_files: Vec<PathBuf>,
+    /// The file of the leases that the agent gives.
+    #[serde(default)]
+    pub dhcp_leases: PathBuf,
     /// Addresses that the operator has given to guests.
     #[serde(default)]
     pub bindings: Vec<Binding>,
     /// Destinations that guests reach without translation.
     #[serde(default)]
     pub untranslated: Vec<Ipv4Net>,
+    /// What guests may reach, and who may call them.
+    #[serde(default)]
+    pub access: Vec<Rule>,
     /// Kernel settings to put back.
     pub sysctls: Vec<SysctlRecord>,
     /// The loopback's setting that services need, to put back.
@@ -130,8 +137,10 @@ impl State {
             expiries: BTreeMap::new(),
             resolved: BTreeMap::new(),
             lease_files: Vec::new(),
+            dhcp_leases: PathBuf::new(),
             bindings: Vec::new(),
             untranslated: Vec::new(),
+            access: Vec::new(),
             sysctls: Vec::new(),
             loopback: None,
             filters: Vec::new(),

@@ -83,6 +83,8 @@ pub struct Args {
     services: services::Services,
     #[command(flatten)]
     limits: limits::Limits,
+    #[command(flatten)]
+    access: super::access::Lists,
     #[arg(long = "timeout", value_name = "KIND=SECONDS", value_parser = timeout, help_heading = "Advanced",
           help = timeout_help())]
     timeouts: Vec<(String, u32)>,

@@ -38,6 +38,7 @@ pub(super) fn merge(state: &mut State, known: Option<&State>, args: &Args, facts
     limits::merge(state, &args.limits, &args.bridges)?;
     services::merge(state, &args.services, &args.bridges);
     merge_untranslated(state, args);
+    args.access.merge(state)?;
     for file in &args.lease_files {
         // The agent has another working directory.
         let file = std::path::absolute(file)?;
