@@ -5,6 +5,7 @@ pub mod change;
 pub mod cli;
 pub mod conntrack;
 pub mod dataplane;
+pub mod dhcp;
 pub mod docker;
 pub mod doctor;
 pub mod error;

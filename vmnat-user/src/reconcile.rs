@@ -82,6 +82,7 @@ pub fn fill(
     done.forwards.extend(crate::forwards::drop_expired(state, crate::forwards::now()));
     let directory = |state: &State| Directory::gather(state, facts, tables);
     crate::forwards::refresh(state, directory)?;
+    state.dhcp_leases = instance.dhcp_leases();
     sysctls::survey(state, facts, done);
     let loopback_is_strict = services::loopback::settle(state, !outline.service.is_empty(), done);
     let room = room::settle(instance, tables, facts, &outline)?;

@@ -79,6 +79,9 @@ pub struct State {
     /// Lease files to look at before all others.
     #[serde(default)]
     pub lease_files: Vec<PathBuf>,
+    /// The file of the leases that the agent gives.
+    #[serde(default)]
+    pub dhcp_leases: PathBuf,
     /// Addresses that the operator has given to guests.
     #[serde(default)]
     pub bindings: Vec<Binding>,
@@ -125,6 +128,7 @@ impl State {
             expiries: BTreeMap::new(),
             resolved: BTreeMap::new(),
             lease_files: Vec::new(),
+            dhcp_leases: PathBuf::new(),
             bindings: Vec::new(),
             untranslated: Vec::new(),
             sysctls: Vec::new(),

@@ -16,6 +16,7 @@ macro_rules! on_both_hooks {
 }
 
 mod commands;
+mod dhcp;
 mod doctor;
 mod errors;
 mod filtering;
