@@ -39,10 +39,10 @@ pub const TARGETS: [Target; 19] = [
     ("conntrack_entry", conntrack_entry),
     ("port_rules", port_rules),
     ("tc_filters", tc_filters),
+    ("doctor_rules", doctor_rules),
     ("dhcp_frame", dhcp_frame),
     ("dhcp_leases", dhcp_leases),
     ("libvirt_network", libvirt_network),
-    ("doctor_rules", doctor_rules),
 ];
 
 /// A frame at a bridge: what is read of it lies inside it, and a client's message has what an answer needs.

@@ -121,7 +121,8 @@ impl Probe<'_> {
     fn dhcp(&mut self) -> Result<Option<Lease>> {
         let mac = self.guest.mac;
         let is_expected = self.facts.servers.dhcp_at(self.subject.bridge.index).is_some();
-        let attempts = if is_expected { 2 } else { 1 };
+        // vmnat's own server waits, with a new guest, whether another one answers.
+        let attempts = if is_expected || self.tables.is_some() { 2 } else { 1 };
         let tried = self.try_step(move || wire::dhcp(mac, attempts))?;
         match tried.result {
             Ok(Some(lease)) => {

@@ -150,7 +150,13 @@ fn forward(facts: &Facts, subject: &Subject, way: Way, findings: &mut Vec<Findin
             }
         }
     }
-    accepting.dedup_by(|one, other| one.base == other.base);
+    // One witness a base chain.
+    let mut seen = Vec::new();
+    accepting.retain(|decision| {
+        let is_new = !seen.contains(&decision.base);
+        seen.push(decision.base.clone());
+        is_new
+    });
     for verdict in verdicts {
         findings.push(of_forward(facts, subject, way, &verdict, &accepting));
     }

@@ -4,7 +4,7 @@ use super::super::{
     facts::{Facts, Subject},
     finding::Passes,
 };
-use crate::{facts::LinkFact, services, state::Bridge};
+use crate::{dhcp::DhcpWish, facts::LinkFact, services, state::Bridge};
 
 /// Whether it gets past something, and why.
 pub(super) type Offer = (Passes, String);
@@ -50,9 +50,20 @@ pub(super) fn dead_resolver(facts: &Facts, subject: &Subject) -> Offer {
     }
 }
 
-/// Against a DHCP server that guests do not reach.
-pub(super) fn addresses(_facts: &Facts, _subject: &Subject) -> Offer {
-    (Passes::No, "it gives out no addresses, and DHCP stays with the host's INPUT rules".to_owned())
+/// Against INPUT rules that keep guests from a DHCP server, and against there being none.
+pub(super) fn addresses(facts: &Facts, subject: &Subject) -> Offer {
+    let bridge = &subject.bridge.name;
+    let has_network = facts.files.network_of(bridge).is_some_and(|network| network.has_dhcp);
+    let gives = "its agent gives guests addresses where no other server is heard";
+    match wish(facts, subject).map_or(DhcpWish::Auto, |bridge| bridge.dhcp.clone()) {
+        DhcpWish::None => (Passes::No, "`--dhcp none` keeps its agent from giving addresses".to_owned()),
+        DhcpWish::Range(_) => (Passes::Yes, gives.to_owned()),
+        DhcpWish::Auto if has_network => (Passes::Yes, format!("{gives}, as libvirt's network says")),
+        DhcpWish::Auto => (
+            Passes::Partly,
+            format!("with `vmnat{} up --bridge {bridge} --dhcp FIRST-LAST` {gives}", facts.vmnat.option),
+        ),
+    }
 }
 
 /// True for an interface that it can have as an uplink.

@@ -67,8 +67,7 @@ pub(super) fn judge(facts: &Facts, subject: &Subject, findings: &mut Vec<Finding
                 "uplink-without-ethernet",
                 format!(
                     "The default route leaves by {name}, which carries neither Ethernet nor bare IP packets."
-                )
-                .replace("  ", " "),
+                ),
             )
             .past(Passes::No, "name another with `--uplink`, if guests may leave by it"),
         );
