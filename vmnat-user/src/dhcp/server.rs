@@ -333,16 +333,19 @@ impl Server {
         self.grant(&waiting.question, MessageType::Offer, address);
     }
 
-    /// Whether the client's port may have one more address than it has.
+    /// Whether the client's port may have one more address than it has. What the bridge does not know the port of may be behind
+    /// any.
     fn is_within_port(&self, waiting: &Waiting, address: Ipv4Addr) -> bool {
         let book = self.shared.book();
-        let mac = waiting.question.client.mac;
+        let (mac, port) = (waiting.question.client.mac, waiting.port);
         let has = book.at(address).is_some_and(|entry| entry.client.mac == mac && entry.expires > now());
         let offers = self.offered.iter().filter(|(other, offer)| {
-            offer.port == waiting.port && **other != address && book.at(**other).is_none()
+            (offer.port == port || offer.port == 0 || port == 0)
+                && **other != address
+                && book.at(**other).is_none()
         });
-        let taken = book.behind(waiting.port, now()).saturating_add(offers.count());
-        let is_within = has || waiting.port == 0 || taken < PORT_LEASES;
+        let leases = if port == 0 { 0 } else { book.behind(port, now()) };
+        let is_within = has || leases.saturating_add(offers.count()) < PORT_LEASES;
         if !is_within {
             debug!("{mac} gets no address: its port on {} has {PORT_LEASES}", self.network.bridge);
         }
