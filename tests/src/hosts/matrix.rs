@@ -13,7 +13,6 @@ use serde_json::{Value, json};
 
 use super::{
     checks::{Check, Findings},
-    talk::Silences,
     variant::Variant,
 };
 
@@ -58,7 +57,7 @@ pub fn note(
     variant: &Variant,
     before: &Findings,
     after: &Findings,
-    silences: &[(&str, Silences)],
+    silences: &[(&str, String)],
 ) -> Result<()> {
     let Some(folder) = env::var_os(FOLDER).map(PathBuf::from) else { return Ok(()) };
     let names = |checks: Vec<Check>| checks.into_iter().map(Check::name).collect::<Vec<_>>();
@@ -72,7 +71,7 @@ pub fn note(
         "before": names(before.failed()),
         "after": names(after.failed()),
         "reasons": reasons,
-        "changes": silences.iter().map(|(title, silences)| json!([title, silences.to_string()])).collect::<Vec<_>>(),
+        "changes": silences.iter().map(|(title, silences)| json!([title, silences])).collect::<Vec<_>>(),
     });
     fs::create_dir_all(&folder).with_context(|| folder.display().to_string())?;
     let path = folder.join(format!("{}.json", variant.name));
@@ -205,8 +204,8 @@ pub fn page(rows: &[Row]) -> String {
         write!(
             text,
             "\n## Changes while guests talk\n\n\
-             The longest silence of a UDP flow that was there before, of new UDP flows, of a TCP conversation, and of calls from the world to\n\
-             the forwarded port, each tried every 20 ms on a busy machine of two cores. All checks are then made again.\n\n{silences}"
+             The longest silence of a UDP flow that was there before, of new UDP flows, of a TCP conversation, of pings, and of calls from the\n\
+             world to the forwarded port, each tried every 20 ms on a busy machine of two cores, and what was lost; with vmnat, where it is not said. All checks are then made again.\n\n{silences}"
         )
         .ok();
     }

@@ -20,4 +20,5 @@ mod firewalld;
 mod libvirt_nft;
 mod machine;
 mod nftables;
+mod outage;
 mod ufw;
