@@ -21,10 +21,11 @@ use tracing::{debug, info, warn};
 pub use self::place::{Herald, Place, end, end_background, nudge, running};
 use self::{lease_watch::LeaseWatch, listener::Listener, round::Round};
 use crate::{
-    facts::{self, Changes, Watch},
+    dhcp::Dhcp,
+    facts::{self, Changes, RouteFact, Watch},
     forwards,
     kernel_log::KernelLog,
-    leases,
+    leases::{self, LeaseFact},
     paths::Instance,
     reconcile,
     services::Relay,
@@ -43,6 +44,9 @@ const SETTLE_NEIGHBOURS: Duration = Duration::from_secs(2);
 /// of tc, folders of lease files.
 const LOOK: Duration = Duration::from_secs(30);
 
+/// Between two questions to the system's bus, where leases are told there alone.
+const ASK_BUS: Duration = Duration::from_secs(2);
+
 /// Runs until SIGTERM or SIGINT, or until `down` has removed the instance; the herald is told when it is ready.
 ///
 /// # Errors
@@ -56,6 +60,8 @@ pub async fn run(instance: &Instance, herald: Herald) -> Result<()> {
     let mut agent = Agent::open(instance)?;
     let mut changes = Listener::<Watch>::open()?;
     let mut reap = interval(agent.reap_interval.max(Duration::from_millis(50)));
+    let mut bus = interval(ASK_BUS);
+    bus.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut look = interval(LOOK);
     look.reset();
     let mut kernel_log = agent.open_kernel_log();
@@ -72,7 +78,8 @@ pub async fn run(instance: &Instance, herald: Herald) -> Result<()> {
         agent.tell_ready();
         tokio::select! {
             () = heartbeat.next() => {}
-            () = agent.lease_watch.next() => agent.note_leases(),
+            () = agent.lease_watch.next() => agent.plan(SETTLE),
+            _ = bus.tick() => agent.ask_bus(),
             found = changes.next() => agent.note(found),
             () = due(agent.due) => agent.reconcile().await,
             true = pump(&mut kernel_log) => {}
@@ -96,6 +103,11 @@ pub async fn run(instance: &Instance, herald: Herald) -> Result<()> {
     Ok(())
 }
 
+/// Index of an interface of the agent's network namespace.
+fn index_of(name: &str) -> Option<u32> {
+    nix::net::if_::if_nametoindex(name).ok()
+}
+
 async fn due(at: Option<Instant>) {
     match at {
         Some(at) => sleep_until(at).await,
@@ -114,6 +126,17 @@ async fn pump(kernel_log: &mut Option<KernelLog>) -> bool {
     result.is_ok()
 }
 
+/// How far an agent is on its way to be ready.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Readiness {
+    /// Nothing has gone through yet.
+    Begun,
+    /// All was made true once.
+    Reached,
+    /// And whoever waits for it has been told.
+    Told,
+}
+
 struct Agent<'a> {
     instance: &'a Instance,
     handle: Handle,
@@ -122,19 +145,22 @@ struct Agent<'a> {
     /// The programs log.
     kernel_log: bool,
     lease_watch: LeaseWatch,
-    /// A port forward leads to a lease.
-    follows_leases: bool,
+    /// What the system's bus said of leases; none where it is not asked.
+    bus: Option<(State, Vec<LeaseFact>)>,
     /// Answers for names where the host's own server cannot.
     relay: Relay,
+    /// Gives addresses where the host's own server cannot.
+    dhcp: Dhcp,
     /// When to reconcile.
     due: Option<Instant>,
-    /// All was made true once, and whoever waits for it was told.
-    is_true: bool,
-    is_told: bool,
+    readiness: Readiness,
     /// The last failure to make all true, which is said once.
     failure: Option<String>,
     /// Routes have changed: flows must look at their way again.
     rerouted: bool,
+    /// The routes of the last picture. The kernel tells nobody of those that go with a link (`fib_disable_ip()` of
+    /// `net/ipv4/fib_frontend.c`).
+    routes: Vec<RouteFact>,
 }
 
 impl<'a> Agent<'a> {
@@ -152,13 +178,14 @@ impl<'a> Agent<'a> {
             reap_interval,
             kernel_log,
             lease_watch: LeaseWatch::open(),
-            follows_leases: false,
+            bus: None,
             relay: Relay::default(),
+            dhcp: Dhcp::default(),
             due: None,
-            is_true: false,
-            is_told: false,
+            readiness: Readiness::Begun,
             failure: None,
             rerouted: false,
+            routes: Vec::new(),
         })
     }
 
@@ -204,7 +231,9 @@ impl<'a> Agent<'a> {
         self.due = None;
         match self.try_reconcile().await {
             Ok(true) => {
-                self.is_true = true;
+                if self.readiness == Readiness::Begun {
+                    self.readiness = Readiness::Reached;
+                }
                 if self.failure.take().is_some() {
                     info!("the instance is up to date again");
                 }
@@ -227,15 +256,15 @@ impl<'a> Agent<'a> {
     async fn reload(&mut self) {
         systemd::reloading();
         self.reconcile().await;
-        if self.is_told {
+        if self.readiness == Readiness::Told {
             systemd::ready();
         }
     }
 
     /// Says that all is true, the first time that it is.
     fn tell_ready(&mut self) {
-        if self.is_true && !self.is_told {
-            self.is_told = true;
+        if self.readiness == Readiness::Reached {
+            self.readiness = Readiness::Told;
             info!("the agent of instance {} is ready", self.instance);
             systemd::ready();
         }
@@ -256,13 +285,18 @@ impl<'a> Agent<'a> {
         let done = done?;
         systemd::status(&summary(&state));
         self.relay.settle(self.instance, &state, &facts);
+        self.dhcp.settle(self.instance, &state, &facts);
         for change in done.changes.iter().chain(&done.forwards) {
             info!("{change}");
         }
         for warning in state.warnings.iter().filter(|warning| !before.warnings.contains(warning)) {
             warn!("{warning}");
         }
-        if std::mem::take(&mut self.rerouted) {
+        let moved = self.routes != facts.routes;
+        if moved {
+            self.routes.clone_from(&facts.routes);
+        }
+        if std::mem::take(&mut self.rerouted) || moved {
             self.tables.bump_generation()?;
         }
         if !done.failures.is_empty() {
@@ -271,17 +305,19 @@ impl<'a> Agent<'a> {
         Ok(true)
     }
 
-    /// Plans a reconcile where a lease file's change may move a port forward.
-    fn note_leases(&mut self) {
-        if self.follows_leases {
+    /// Plans a reconcile where the bus tells other leases than before; it announces none.
+    fn ask_bus(&mut self) {
+        let Some((state, before)) = &self.bus else { return };
+        let is_other = leases::of_bus(state, &index_of) != *before;
+        if is_other {
             self.plan(SETTLE);
         }
     }
 
-    /// Notes what port forwards wait for: changes of leases, and the first end.
+    /// Notes what is to be waited for: leases that no file tells, and the first end of a port forward.
     fn look_ahead(&mut self, state: &State) {
-        self.follows_leases =
-            state.forwards.iter().any(|forward| forward.wish.spec.target.address().is_none());
+        let told = leases::of_bus(state, &index_of);
+        self.bus = leases::may_ask_bus(state, &index_of).then(|| (state.clone(), told));
         if let Some(end) = state.forwards.iter().filter_map(|forward| forward.wish.expires).min() {
             self.plan(Duration::from_secs(end.saturating_sub(forwards::now())).max(SETTLE));
         }

@@ -18,8 +18,9 @@ use vmnat_common::{
     uplink::Uplink,
 };
 
-pub use self::uplinks::followed;
+pub use self::uplinks::{external_address, followed};
 use crate::{
+    access::{self, Compiled},
     error::Error,
     facts::{Facts, LinkFact, PORT_FORWARDING},
     link::Hook,
@@ -41,6 +42,8 @@ pub struct Plan {
     pub network: Vec<(NetworkKey, Network)>,
     /// The `UNTRANSLATED` map's keys.
     pub untranslated: Vec<NetworkKey>,
+    /// The access lists.
+    pub access: Compiled,
     /// The `BRIDGE_PORT` map.
     pub bridge_port: Vec<(u32, BridgePort)>,
     /// The `UPLINK` map.
@@ -59,6 +62,25 @@ pub struct Plan {
     pub hooks: Vec<Hook>,
     /// What cannot be done, or not as fast, one sentence each.
     pub warnings: Vec<String>,
+}
+
+impl Plan {
+    /// The network that an address is in.
+    #[must_use]
+    pub fn network_of(&self, address: Ipv4Addr) -> Option<&Network> {
+        let is_inside = |key: &NetworkKey| {
+            let prefix = u8::try_from(key.prefix).unwrap_or(32);
+            Ipv4Net::new(key.address.into(), prefix).is_ok_and(|network| network.contains(&address))
+        };
+        self.network.iter().find(|(key, _)| is_inside(key)).map(|(_, network)| network)
+    }
+
+    /// True for a bridge whose guests may use the addresses alone that were given to them.
+    #[must_use]
+    pub fn is_strict(&self, bridge: u32) -> bool {
+        let mut entries = self.bridge_port.iter().filter(|(index, _)| *index == bridge);
+        entries.any(|(_, entry)| entry.flags & BridgePortFlags::STRICT != 0)
+    }
 }
 
 /// What the plan needs beside wish and picture.
@@ -90,7 +112,8 @@ pub struct PlannedNetwork {
 /// Makes the plan. What does not exist yet is a warning.
 ///
 /// # Errors
-/// [`Error::Overlap`] when two networks share addresses, or a network and an uplink's own subnet.
+/// [`Error::Overlap`] when two networks share addresses, or a network and an uplink's own subnet; [`Error::Unfit`] for access lists
+/// that are too long.
 pub fn plan(state: &State, facts: &Facts, circumstances: &Circumstances) -> Result<Plan, Error> {
     let mut plan = Plan::default();
     let uplinks = uplinks::uplinks(state, facts, &mut plan.warnings);
@@ -98,12 +121,14 @@ pub fn plan(state: &State, facts: &Facts, circumstances: &Circumstances) -> Resu
     let networks = networks(state, facts, &bridges);
     check_overlaps(&networks, &uplinks, facts)?;
     for uplink in &uplinks {
-        uplinks::plan_uplink(uplink, facts, circumstances, &mut plan);
+        uplinks::plan_uplink(uplink, state, facts, circumstances, &mut plan);
     }
     let guarded = uplinks::guarded(state, facts, &uplinks);
     plan.hooks.extend(guarded.into_iter().map(Hook::guard));
+    plan.bridges = bridges.iter().map(|link| (link.index, link.name.clone())).collect();
+    plan.access = access::compile(&state.access, &plan.bridges, &networks)?;
     for bridge in &bridges {
-        plan_bridge(bridge, facts, circumstances, &mut plan);
+        plan_bridge(bridge, state, facts, circumstances, &mut plan);
         if !networks.iter().any(|network| network.bridge == bridge.index) {
             plan.warnings.push(format!("bridge {} has no IPv4 subnet: its guests get nothing", bridge.name));
         }
@@ -114,7 +139,6 @@ pub fn plan(state: &State, facts: &Facts, circumstances: &Circumstances) -> Resu
     forwards::plan_forwards(state, facts, &networks, &uplinks, &mut plan);
     plan.room.clone_from(&circumstances.room);
     plan.hooks.extend(plan.room.iter().flat_map(room::Ends::hooks));
-    plan.bridges = bridges.iter().map(|link| (link.index, link.name.clone())).collect();
     plan.uplinks = uplinks.iter().map(|link| (link.index, link.name.clone())).collect();
     Ok(plan)
 }
@@ -192,14 +216,23 @@ fn overlap(one: Ipv4Net, other: Ipv4Net) -> bool {
     one.contains(&other.network()) || other.contains(&one.network())
 }
 
-fn plan_bridge(bridge: &LinkFact, facts: &Facts, circumstances: &Circumstances, plan: &mut Plan) {
+fn plan_bridge(
+    bridge: &LinkFact,
+    state: &State,
+    facts: &Facts,
+    circumstances: &Circumstances,
+    plan: &mut Plan,
+) {
     let closed = circumstances.closed.contains(&bridge.index);
     let closed = if closed { BridgePortFlags::HOST_DID_NOT_FORWARD } else { 0 };
+    let wish = state.bridges.iter().find(|wish| wish.name == bridge.name);
+    let strict = if wish.is_some_and(|wish| wish.strict_leases) { BridgePortFlags::STRICT } else { 0 };
+    let access = if plan.access.concerns(bridge.index) { BridgePortFlags::ACCESS } else { 0 };
     let entry = |flags| BridgePort {
         bridge: bridge.index,
         mac: bridge.mac.unwrap_or(Mac::ZERO),
         mtu: mtu_of(bridge),
-        flags: flags | closed,
+        flags: flags | closed | strict | access,
     };
     plan.bridge_port.push((bridge.index, entry(BridgePortFlags::IS_BRIDGE)));
     let mut special: BTreeMap<String, Vec<&str>> = BTreeMap::new();
@@ -221,7 +254,10 @@ fn plan_bridge(bridge: &LinkFact, facts: &Facts, circumstances: &Circumstances, 
             [port] => format!("port {port} of {} uses the slower hook of its", bridge.name),
             _ => format!("ports {} of {} use the slower hook of their", ports.join(", "), bridge.name),
         };
-        plan.warnings.push(format!("{ports} bridge: {why}"));
+        // Frames from one such port to another meet no program.
+        let strict =
+            if strict == 0 { "" } else { "; strict leases hold towards the host and the world alone" };
+        plan.warnings.push(format!("{ports} bridge: {why}{strict}"));
     }
     // After its ports: what reaches the bridge's hook unmarked then comes from a port that has none.
     plan.hooks.push(Hook::of_bridge(&bridge.name, bridge.index));

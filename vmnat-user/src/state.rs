@@ -13,6 +13,7 @@ mod wish;
 use std::{
     collections::{BTreeMap, BTreeSet},
     fs, io,
+    net::Ipv4Addr,
     path::PathBuf,
 };
 
@@ -23,9 +24,10 @@ use serde::{Deserialize, Serialize};
 pub use self::{
     lock::Lock,
     records::{FilterRecord, HookMode, SysctlRecord},
-    wish::{Bridge, Filtering, GuestQuotas, PoolRange},
+    wish::{Binding, Bridge, Filtering, GuestQuotas, PoolRange},
 };
 use crate::{
+    access::Rule,
     error::Error,
     forwards::{
         Expiry, PortForward, Resolved,
@@ -67,6 +69,9 @@ pub struct State {
     /// The interface that was last followed as the default route's; it stays while there is none.
     #[serde(default)]
     pub followed: String,
+    /// The addresses as which guests are seen, of uplinks where it is not the primary one.
+    #[serde(default)]
+    pub externals: BTreeMap<String, Ipv4Addr>,
     /// Port forwards. In this file those that end with the instance; the others are in [`store`].
     pub forwards: Vec<PortForward>,
     /// The number that the next port forward gets.
@@ -80,9 +85,18 @@ pub struct State {
     /// Lease files to look at before all others.
     #[serde(default)]
     pub lease_files: Vec<PathBuf>,
+    /// The file of the leases that the agent gives.
+    #[serde(default)]
+    pub dhcp_leases: PathBuf,
+    /// Addresses that the operator has given to guests.
+    #[serde(default)]
+    pub bindings: Vec<Binding>,
     /// Destinations that guests reach without translation.
     #[serde(default)]
     pub untranslated: Vec<Ipv4Net>,
+    /// What guests may reach, and who may call them.
+    #[serde(default)]
+    pub access: Vec<Rule>,
     /// Kernel settings to put back.
     pub sysctls: Vec<SysctlRecord>,
     /// The loopback's setting that services need, to put back.
@@ -118,12 +132,16 @@ impl State {
             bridges: Vec::new(),
             uplinks: Vec::new(),
             followed: String::new(),
+            externals: BTreeMap::new(),
             forwards: Vec::new(),
             next_forward: 1,
             expiries: BTreeMap::new(),
             resolved: BTreeMap::new(),
             lease_files: Vec::new(),
+            dhcp_leases: PathBuf::new(),
+            bindings: Vec::new(),
             untranslated: Vec::new(),
+            access: Vec::new(),
             sysctls: Vec::new(),
             loopback: None,
             filters: Vec::new(),

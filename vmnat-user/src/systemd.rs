@@ -48,7 +48,7 @@ impl Heartbeat {
     pub fn new() -> Self {
         let beat = |limit: Duration| {
             // Twice as often as is needed, as sd_watchdog_enabled(3) advises, and once more for a busy machine.
-            let mut beat = interval((limit / 3).max(Duration::from_millis(1)));
+            let mut beat = interval(limit.checked_div(3).unwrap_or(limit).max(Duration::from_millis(1)));
             beat.set_missed_tick_behavior(MissedTickBehavior::Delay);
             beat
         };

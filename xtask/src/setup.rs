@@ -15,6 +15,7 @@ pub mod packagers;
 mod packages;
 pub mod stun;
 mod toolchain;
+pub mod wireguard;
 
 use anyhow::{Result, ensure};
 use clap::Parser;
@@ -32,8 +33,10 @@ pub struct Args {
 pub enum Scope {
     /// Building, checks and unit tests.
     Build,
-    /// The lab as well: namespaces, firewalls, a guest, and the hosts that `./dev test` plays; needs root.
+    /// The lab as well: namespaces, firewalls, a guest; needs root.
     Lab,
+    /// And the hosts that `./dev test` plays.
+    Tests,
     /// Every host of the hosts tier too.
     Hosts,
     /// Every distribution that the packages tier boots too.
@@ -42,7 +45,7 @@ pub enum Scope {
 
 /// Sets up and says that all is there.
 pub fn run(args: &Args) -> Result<()> {
-    ensure(if args.build_only { Scope::Build } else { Scope::Lab })?;
+    ensure(if args.build_only { Scope::Build } else { Scope::Tests })?;
     println!("All is there.");
     Ok(())
 }
@@ -62,11 +65,20 @@ pub fn ensure(scope: Scope) -> Result<()> {
         guest_kernel::ensure()?;
         guest_root::ensure()?;
         stun::ensure()?;
+        wireguard::ensure()?;
         dnsmasq::ensure()?;
-        let is_long = matches!(scope, Scope::Hosts | Scope::Packages);
-        hosts::ensure(if is_long { &[hosts::BOOKWORM, hosts::TRIXIE] } else { &[hosts::BOOKWORM] })?;
-        packagers::ensure()?;
-        host_kernels::ensure(if is_long { &["bookworm", "trixie"] } else { &["bookworm"] })?;
+        match scope {
+            Scope::Build | Scope::Lab => {}
+            Scope::Tests => hosts::ensure(&[hosts::BOOKWORM])?,
+            Scope::Hosts | Scope::Packages => hosts::ensure(&[hosts::BOOKWORM, hosts::TRIXIE])?,
+        }
+        match scope {
+            Scope::Build | Scope::Lab | Scope::Hosts => {}
+            Scope::Tests => packagers::ensure().and_then(|()| host_kernels::ensure(&["bookworm"]))?,
+            Scope::Packages => {
+                packagers::ensure().and_then(|()| host_kernels::ensure(&["bookworm", "trixie"]))?;
+            }
+        }
     }
     Ok(())
 }

@@ -9,7 +9,7 @@ use crate::{
     check::{CHECKS, Check},
     command::{self, cargo, program},
     demo, dist, project, setup,
-    setup::{dnsmasq, guest_kernel, guest_root, host_kernels, hosts, stun},
+    setup::{dnsmasq, guest_kernel, guest_root, host_kernels, hosts, stun, wireguard},
     steps::Steps,
 };
 
@@ -94,6 +94,7 @@ pub fn run(args: &Args) -> Result<()> {
         Choice::Unit => setup::Scope::Build,
         Choice::Hosts => setup::Scope::Hosts,
         Choice::Packages => setup::Scope::Packages,
+        Choice::All => setup::Scope::Tests,
         _ => setup::Scope::Lab,
     };
 
@@ -165,6 +166,7 @@ impl Tier {
         command.env(guest_kernel::VARIABLE, guest_kernel::dir()).env(guest_root::VARIABLE, guest_root::dir());
         command.env(stun::VARIABLE, stun::dir()).env(dnsmasq::VARIABLE, dnsmasq::dir());
         command.env(hosts::VARIABLE, hosts::dir()).env(hosts::RESULTS, results());
+        command.env(wireguard::VARIABLE, wireguard::dir());
         command.env(host_kernels::VARIABLE, host_kernels::dir()).env(dist::VARIABLE, packages());
         command.env(project::VMNAT, project::built("vmnat")).env(project::STEADY, project::built("steady"));
         command

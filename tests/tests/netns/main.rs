@@ -15,7 +15,10 @@ macro_rules! on_both_hooks {
     };
 }
 
+mod access;
 mod commands;
+mod dhcp;
+mod doctor;
 mod errors;
 mod filtering;
 mod firewalls;
@@ -23,6 +26,7 @@ mod forwards;
 mod hostile;
 mod kept;
 mod lab_itself;
+mod leases;
 mod life;
 mod neighbours;
 mod path;

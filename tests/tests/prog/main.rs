@@ -12,6 +12,7 @@
     reason = "a test ends where something is not as it must be"
 )]
 
+mod access;
 mod budget;
 mod errors;
 mod filtering;
@@ -21,6 +22,7 @@ mod fuzz;
 mod guard;
 mod hairpin;
 mod inbound;
+mod leases;
 mod mss;
 mod outbound;
 mod ports;

@@ -84,7 +84,7 @@ impl Report {
         if sentences.is_empty() {
             sentences.push(calm(facts, &self.bridges, &self.findings));
         }
-        self.verdict = sentences.join(" ").trim().to_owned();
+        sentences.join(" ").trim().clone_into(&mut self.verdict);
     }
 
     /// For programs: one row in the envelope of all listings.
@@ -148,7 +148,8 @@ fn sentence(bridges: &[&str], story: &[&Finding]) -> String {
         }
     }
     let causes = match causes.as_slice() {
-        [] => story.first().map_or(String::new(), |finding| finding.sentence.clone()),
+        // Only what was tried and failed, without a cause that shows.
+        [] => return story.iter().map(|finding| finding.sentence.as_str()).collect::<Vec<_>>().join(" "),
         [one] => (*one).to_owned(),
         [head @ .., last] => format!("{}, and because {last}", head.join(", because ")),
     };
@@ -178,17 +179,18 @@ fn past(facts: &Facts, bridges: &[&str], story: &[&Finding]) -> String {
             })
         });
     }
-    match (story.iter().any(|finding| is_world(&finding)), world_blocked) {
-        (true, None) => format!("vmnat gets past this: run {up}.{also}"),
-        (true, Some(finding)) if finding.vmnat == Passes::Partly => {
+    let partly = story.iter().find(|finding| finding.vmnat == Passes::Partly);
+    match (story.iter().any(|finding| is_world(&finding)), world_blocked, blocked, partly) {
+        (true, None, ..) => format!("vmnat gets past this: run {up}.{also}"),
+        (true, Some(finding), ..) if finding.vmnat == Passes::Partly => {
             format!("vmnat gets past a part of this: run {up}.")
         }
-        _ => blocked.map_or(String::new(), |finding| {
-            finding
-                .mend
-                .first()
-                .map_or(String::new(), |command| format!("vmnat does not get past this: run `{command}`."))
-        }),
+        (_, _, Some(blocked), _) => blocked
+            .mend
+            .first()
+            .map_or(String::new(), |command| format!("vmnat does not get past this: run `{command}`.")),
+        (_, _, None, Some(partly)) => format!("vmnat helps: {}.", partly.vmnat_why),
+        _ => format!("vmnat gets past this: run {up}."),
     }
 }
 
@@ -239,7 +241,7 @@ fn fill(text: &mut String, words: &str, first: &str, others: &str, width: usize)
         let length = line.chars().count().saturating_add(word.chars().count()).saturating_add(1);
         if !is_empty && length > width {
             let _ = writeln!(text, "{line}");
-            line = others.to_owned();
+            others.clone_into(&mut line);
             is_empty = true;
         }
         if !is_empty {

@@ -4,19 +4,16 @@
 //! of their own, which outlives `down` too ([`crate::forwards::store`]).
 
 use std::{
-    collections::BTreeMap,
     fs::{self, DirBuilder, File, OpenOptions},
     io::{self, Write as _},
     os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _},
-    path::PathBuf,
 };
 
 use anyhow::{Context as _, Result};
-use ipnet::Ipv4Net;
 use serde::{Deserialize, Serialize};
 use tracing::warn;
 
-use super::{Bridge, GuestQuotas, HookMode, PoolRange, State};
+use super::{HookMode, State};
 use crate::{error::Error, paths::Instance};
 
 /// Version of the file's format.
@@ -26,24 +23,11 @@ const VERSION: u32 = 1;
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Kept {
     version: u32,
-    /// Where it differs from what the kernel would have been given anyway; another kernel may come with the reboot.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    /// How programs are attached, where that differs from what the kernel would have been given anyway: another kernel may
+    /// come with the reboot.
     hook: Option<HookMode>,
-    bridges: Vec<Bridge>,
-    uplinks: Vec<String>,
-    flows: u32,
-    #[serde(default)]
-    timeouts: BTreeMap<String, u32>,
-    #[serde(default)]
-    quotas: GuestQuotas,
-    #[serde(default)]
-    pool: PoolRange,
-    #[serde(default)]
-    untranslated: Vec<Ipv4Net>,
-    #[serde(default)]
-    lease_files: Vec<PathBuf>,
-    kernel_log: bool,
-    reap_interval_ms: u64,
+    /// The wish, as a state that has nothing yet.
+    state: State,
 }
 
 impl Kept {
@@ -52,79 +36,59 @@ impl Kept {
     pub fn of(state: &State, kernel: HookMode) -> Self {
         // Every field is either kept or a record of what was done: a new one must be decided on here.
         let State {
-            version: _,
-            object: _,
-            kernel_log,
             hook,
+            kernel_log,
             flows,
             timeouts,
             quotas,
             pool,
             bridges,
             uplinks,
+            externals,
+            lease_files,
+            bindings,
+            untranslated,
+            access,
+            reap_interval_ms,
+            version: _,
+            object: _,
             followed: _,
+            dhcp_leases: _,
             forwards: _,
             next_forward: _,
             expiries: _,
             resolved: _,
-            lease_files,
-            untranslated,
             sysctls: _,
+            loopback: _,
             filters: _,
             qdiscs: _,
             log: _,
-            reap_interval_ms,
             warnings: _,
             mounted_bpffs: _,
-            loopback: _,
         } = state.clone();
-        let hook = (hook != kernel).then_some(hook);
-        Self {
-            version: VERSION,
-            hook,
-            bridges,
-            uplinks,
+        let state = State {
+            kernel_log,
             flows,
             timeouts,
             quotas,
             pool,
-            untranslated,
+            bridges,
+            uplinks,
+            externals,
             lease_files,
-            kernel_log,
+            bindings,
+            untranslated,
+            access,
             reap_interval_ms,
-        }
+            ..State::new(HookMode::Tcx)
+        };
+        Self { version: VERSION, hook: (hook != kernel).then_some(hook), state }
     }
 
     /// A state that wishes for this and has nothing yet.
     #[must_use]
     pub fn into_state(self, kernel: HookMode) -> State {
-        let Self {
-            version: _,
-            hook,
-            bridges,
-            uplinks,
-            flows,
-            timeouts,
-            quotas,
-            pool,
-            untranslated,
-            lease_files,
-            kernel_log,
-            reap_interval_ms,
-        } = self;
-        State {
-            bridges,
-            uplinks,
-            flows,
-            timeouts,
-            quotas,
-            pool,
-            untranslated,
-            lease_files,
-            kernel_log,
-            reap_interval_ms,
-            ..State::new(hook.unwrap_or(kernel))
-        }
+        State { hook: self.hook.unwrap_or(kernel), ..self.state }
     }
 }
 
@@ -216,7 +180,7 @@ pub fn forget(instance: &Instance) -> Result<Option<String>> {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use super::{super::Bridge, *};
 
     fn state() -> State {
         let mut state = State::new(HookMode::Tcx);

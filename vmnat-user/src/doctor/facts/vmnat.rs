@@ -9,7 +9,7 @@ use crate::{
     dataplane::program,
     facts::{self, Facts},
     link::{self, Point},
-    paths::{BPF_FS, Instance},
+    paths::Instance,
     rawbpf,
     state::{self, HookMode, State},
 };
@@ -127,7 +127,7 @@ impl Vmnat {
                     |filter: &&facts::Filter| filter.program.as_deref() != Some(program::OUTBOUND_PORT);
                 let filter = filters.iter().find(is_others);
                 let what = match filter {
-                    Some(filter) => Some(format!("a {} filter of tc at its ingress", filter.kind)),
+                    Some(filter) => Some(format!("its ingress has a {} filter of tc", filter.kind)),
                     None => rules.concerning(&port.name, &subject.bridge.name),
                 };
                 if let Some(what) = what {
@@ -184,11 +184,4 @@ fn stale(instance: &Instance) -> Vec<String> {
     let pins = instance.pins();
     let is_there = fs::read_dir(&pins).is_ok_and(|mut entries| entries.next().is_some());
     if is_there { vec![pins.display().to_string()] } else { Vec::new() }
-}
-
-/// True where the BPF file system can be seen.
-#[must_use]
-pub fn has_bpffs() -> bool {
-    nix::sys::statfs::statfs(BPF_FS)
-        .is_ok_and(|info| info.filesystem_type() == nix::sys::statfs::FsType(0xcafe_4a11))
 }

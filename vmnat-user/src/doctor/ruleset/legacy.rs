@@ -1,4 +1,4 @@
-//! Tables of ip_tables, as `IPT_SO_GET_ENTRIES` gives them: entries behind each other, each with a header, conditions
+//! Tables of `ip_tables`, as `IPT_SO_GET_ENTRIES` gives them: entries behind each other, each with a header, conditions
 //! and a target; a jump names the offset of its chain's first entry. An entry whose target is `ERROR` heads a chain of
 //! the operator's, or ends the table. See `linux/netfilter_ipv4/ip_tables.h`.
 
@@ -219,8 +219,10 @@ fn header(entry: &[u8]) -> Option<Header> {
         let (name, mask) =
             (entry.get(at..at.checked_add(16)?)?, entry.get(at.checked_add(32)?..at.checked_add(48)?)?);
         let name = text(name);
-        // The mask covers the terminating zero too, unless the name ends in `+`.
-        let is_prefix = !name.is_empty() && mask.get(name.len()).copied().unwrap_or(0) == 0;
+        // The mask covers the terminating zero too, but of `eth+`, which is kept with its sign, only what is before it.
+        let covered = mask.iter().take_while(|byte| **byte != 0).count();
+        let is_prefix = covered > 0 && covered <= name.len();
+        let name = if covered == 0 { String::new() } else { name.chars().take(covered).collect() };
         Some((name, is_prefix))
     };
     let header = Header {

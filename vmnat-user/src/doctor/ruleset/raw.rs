@@ -8,13 +8,13 @@ use netlink_sys::protocols::NETLINK_NETFILTER;
 use super::legacy;
 use crate::netlink::{Messages, dump};
 
-/// Answers of nf_tables: `NFNL_SUBSYS_NFTABLES` with `NFT_MSG_NEWCHAIN` and the like.
+/// Answers of `nf_tables`: `NFNL_SUBSYS_NFTABLES` with `NFT_MSG_NEWCHAIN` and the like.
 pub(super) const CHAIN: u16 = 0x0a03;
 pub(super) const RULE: u16 = 0x0a06;
 pub(super) const SET: u16 = 0x0a09;
 pub(super) const ELEMENTS: u16 = 0x0a0c;
 
-/// A table of ip_tables: not a message of netlink's, and beside all of its numbers.
+/// A table of `ip_tables`: not a message of netlink's, and beside all of its numbers.
 pub(super) const LEGACY: u16 = 0xff00;
 
 /// `NFT_MSG_GETCHAIN` and the like.
@@ -47,6 +47,15 @@ pub struct Trouble {
     pub what: &'static str,
     /// Why not.
     pub why: String,
+    /// A privilege is missing.
+    pub is_denied: bool,
+}
+
+impl Trouble {
+    fn new(what: &'static str, error: &io::Error) -> Self {
+        let is_denied = error.kind() == io::ErrorKind::PermissionDenied;
+        Self { what, why: error.to_string(), is_denied }
+    }
 }
 
 impl Raw {
@@ -58,11 +67,11 @@ impl Raw {
             let is_absent =
                 matches!(error.raw_os_error(), Some(libc::EPROTONOSUPPORT | libc::EINVAL | libc::EOPNOTSUPP));
             if !is_absent {
-                troubles.push(Trouble { what: "the rules of nf_tables", why: error.to_string() });
+                troubles.push(Trouble::new("the rules of nf_tables", &error));
             }
         }
         if let Err(error) = raw.read_legacy() {
-            troubles.push(Trouble { what: "the rules of iptables-legacy", why: error.to_string() });
+            troubles.push(Trouble::new("the rules of iptables-legacy", &error));
         }
         (raw, troubles)
     }
