@@ -25,9 +25,9 @@ const KERNELS: &str = "VMNAT_HOST_KERNELS_DIR";
 const MODULES: [&str; 4] = ["virtio_pci", "virtio_blk", "virtio_console", "ext4"];
 
 /// A busy machine of two cores boots in well under this.
-const BOOT: Duration = Duration::from_secs(240);
+const BOOT: Duration = Duration::from_mins(4);
 /// No command takes longer.
-const PATIENCE: Duration = Duration::from_secs(180);
+const PATIENCE: Duration = Duration::from_mins(3);
 
 /// What the machine does not need, and an emulated one would wait for. Those that a test wants it unmasks.
 const MASKED: [&str; 16] = [

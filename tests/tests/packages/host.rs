@@ -66,15 +66,15 @@ impl Host {
     }
 
     /// Does something while the guest sends datagrams and a stream to the world: nothing may break, and hardly a datagram
-    /// go lost. Where it `comes` from is the guest.
+    /// go lost.
     pub fn under_traffic(
         &mut self,
         what: &str,
         mut work: impl FnMut(&mut Machine) -> Result<()>,
     ) -> Result<()> {
-        let send = "rm -f /run/end; setsid ip netns exec guest /stage/steady send 203.0.113.1:7 /run/end >/run/sent 2>&1 & \
+        let begin = "rm -f /run/end; setsid ip netns exec guest /stage/steady send 203.0.113.1:7 /run/end >/run/sent 2>&1 & \
                     sleep 1; pgrep -x steady | wc -l";
-        self.machine.run(send)?;
+        self.machine.run(begin)?;
         work(&mut self.machine)?;
         let sent = self.machine.run("sleep 1; touch /run/end; for i in $(seq 60); do grep -q blocks /run/sent && break; sleep 0.2; done; cat /run/sent")?;
         let figure = |name: &str| -> Result<u64> {
