@@ -147,7 +147,9 @@ impl Check {
             Self::Published => "the world reaches the port that Docker publishes",
             Self::Egress => "Docker's container reaches the world",
             Self::NoLeak => "nothing has left by the uplink with a guest's own address",
-            Self::Stream => "a guest's TCP stream that was open before lives through it; the SHA-256 is right",
+            Self::Stream => {
+                "a guest's TCP stream that was open before lives through it; the SHA-256 is right"
+            }
             Self::OldFlows => {
                 "a guest's UDP flow and pings that were there before go on within seconds, from the same external port"
             }

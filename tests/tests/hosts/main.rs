@@ -15,9 +15,11 @@ const SERVICES_REFUSED: &[(Check, &str)] = &[(Check::GatewayDns, DNS_REFUSED), (
 const DNS_REFUSED: &str = "the host's firewall lets no question in to its own resolver";
 const DHCP_REFUSED: &str = "the host's firewall lets no request in to its own DHCP server";
 
+mod causes;
 mod churn;
 mod docker;
 mod firewalld;
+mod guests;
 mod libvirt_nft;
 mod machine;
 mod nftables;
