@@ -11,9 +11,11 @@ macro_rules! play {
 /// by itself.
 const SERVE_DHCP: &[&str] = &["--dhcp", "192.168.122.100-192.168.122.199"];
 
+mod causes;
 mod churn;
 mod docker;
 mod firewalld;
+mod guests;
 mod libvirt_nft;
 mod machine;
 mod nftables;
