@@ -30,6 +30,7 @@ use tracing::{debug, info, warn};
 
 use self::{lease_watch::LeaseWatch, listener::Listener, round::Round};
 use crate::{
+    dhcp::Dhcp,
     error::Error,
     facts::{self, Changes, RouteFact, Watch},
     forwards,
@@ -211,6 +212,8 @@ struct Agent<'a> {
     bus: Option<(State, Vec<LeaseFact>)>,
     /// Answers for names where the host's own server cannot.
     relay: Relay,
+    /// Gives addresses where the host's own server cannot.
+    dhcp: Dhcp,
     /// When to reconcile.
     due: Option<Instant>,
     /// Routes have changed: flows must look at their way again.
@@ -237,6 +240,7 @@ impl<'a> Agent<'a> {
             lease_watch: LeaseWatch::open(),
             bus: None,
             relay: Relay::default(),
+            dhcp: Dhcp::default(),
             due: None,
             rerouted: false,
             routes: Vec::new(),
@@ -308,6 +312,7 @@ impl<'a> Agent<'a> {
         self.look_ahead(&state);
         let done = done?;
         self.relay.settle(self.instance, &state, &facts);
+        self.dhcp.settle(self.instance, &state, &facts);
         for change in done.changes.iter().chain(&done.forwards) {
             info!("{change}");
         }

@@ -14,7 +14,7 @@ pub enum Exit {
     NotPermitted = 3,
     /// No such interface, or not of the kind that is needed.
     NoInterface = 4,
-    /// The uplink has no IPv4 address.
+    /// The uplink has no IPv4 address, or not the one that was asked for.
     NoUplinkAddress = 5,
     /// The kernel is too old or lacks a feature.
     KernelTooOld = 6,
@@ -71,7 +71,7 @@ impl Exit {
             Self::Usage => "the command line was not understood",
             Self::NotPermitted => "not root, or a capability is missing",
             Self::NoInterface => "no such interface, or not of the kind that is needed",
-            Self::NoUplinkAddress => "the uplink has no IPv4 address",
+            Self::NoUplinkAddress => "the uplink has no IPv4 address, or not the one that was asked for",
             Self::KernelTooOld => "the kernel is too old or lacks a feature",
             Self::NoBpfFs => "the BPF file system is not mounted",
             Self::Overlap => "two networks overlap",

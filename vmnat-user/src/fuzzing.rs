@@ -11,7 +11,7 @@ use vmnat_common::Protocol;
 use crate::{
     cli,
     conntrack::{self, Translation},
-    docker, facts,
+    dhcp, docker, doctor, facts,
     forwards::{ForwardSpec, store},
     host_sockets, leases,
     netlink::{Attributes, Messages},
@@ -23,7 +23,7 @@ use crate::{
 pub type Target = (&'static str, fn(&[u8]));
 
 /// Every target of this crate.
-pub const TARGETS: [Target; 15] = [
+pub const TARGETS: [Target; 19] = [
     ("forward_spec", forward_spec),
     ("forward_file", forward_file),
     ("forward_store", forward_store),
@@ -39,7 +39,44 @@ pub const TARGETS: [Target; 15] = [
     ("conntrack_entry", conntrack_entry),
     ("port_rules", port_rules),
     ("tc_filters", tc_filters),
+    ("doctor_rules", doctor_rules),
+    ("dhcp_frame", dhcp_frame),
+    ("dhcp_leases", dhcp_leases),
+    ("libvirt_network", libvirt_network),
 ];
+
+/// A frame at a bridge: what is read of it lies inside it, and a client's message has what an answer needs.
+pub fn dhcp_frame(bytes: &[u8]) {
+    let payload = match dhcp::read_frame(bytes) {
+        Some(dhcp::Carried::Dhcp(datagram)) => {
+            assert!(datagram.payload.len().saturating_add(42) <= bytes.len());
+            datagram.payload
+        }
+        _ => bytes,
+    };
+    if let Some(dhcp::Heard::Question(question)) = dhcp::read_message(payload) {
+        assert!(!question.client.mac.is_group());
+        assert!(question.client.id.is_none_or(|id| !id.is_empty() && id.len() <= 64));
+        let is_sound = |byte: u8| byte.is_ascii_alphanumeric() || byte == b'-';
+        assert!(question.name.is_none_or(|name| !name.is_empty() && name.bytes().all(is_sound)));
+    }
+}
+
+/// The file of the leases that the agent gave.
+pub fn dhcp_leases(bytes: &[u8]) {
+    let Ok(text) = str::from_utf8(bytes) else { return };
+    let written = dhcp::Book::read(text).written();
+    assert_eq!(dhcp::Book::read(&written).written(), written);
+    assert_eq!(leases::read_dnsmasq(&written).len(), written.lines().count());
+}
+
+/// A network as libvirt defines it.
+pub fn libvirt_network(bytes: &[u8]) {
+    let Ok(text) = str::from_utf8(bytes) else { return };
+    if let Ok(network) = dhcp::read_libvirt(text) {
+        assert_eq!(network.has_dhcp, !network.ranges.is_empty() || !network.hosts.is_empty());
+    }
+}
 
 /// A port forward as people write it: what is understood has one form, which is understood as the same.
 pub fn forward_spec(bytes: &[u8]) {
@@ -174,6 +211,14 @@ pub fn port_rules(bytes: &[u8]) {
 /// Filters and queueing disciplines of tc.
 pub fn tc_filters(bytes: &[u8]) {
     facts::decode_filters(bytes);
+}
+
+/// Rules of both iptables and nftables as doctor records them: whatever they are, it says something about them.
+pub fn doctor_rules(bytes: &[u8]) {
+    let report = doctor::examine_any(bytes);
+    assert!(!report.verdict.is_empty());
+    assert_eq!(report.offline, report.cause.is_some());
+    assert!(report.text(80, true).starts_with(report.verdict.get(..1).unwrap_or_default()));
 }
 
 fn reads_back(spec: &ForwardSpec) {

@@ -22,7 +22,7 @@ use vmnat_common::Mac;
 pub use self::{
     directory::Directory,
     listing::{LeaseRow, list},
-    sources::{Instances, files, may_ask_bus, of_bus},
+    sources::{Instances, files, in_force, may_ask_bus, of_bus},
     watch::{Change, Event, changes},
 };
 #[cfg(any(test, fuzzing))]
@@ -47,6 +47,8 @@ pub enum Source {
     LibvirtHosts,
     /// The DHCP server of systemd-networkd at the bridge.
     Networkd,
+    /// vmnat's own DHCP.
+    Agent,
     /// A plain dnsmasq.
     Dnsmasq,
     /// What guests have said of themselves: ARP, and the first packet of a flow.
@@ -67,6 +69,7 @@ impl Source {
             Self::Libvirt => "libvirt",
             Self::LibvirtHosts => "libvirt-hosts",
             Self::Networkd => "networkd",
+            Self::Agent => "agent",
             Self::Dnsmasq => "dnsmasq",
             Self::Traffic => "traffic",
             Self::Neighbour => "neighbour",
@@ -83,6 +86,7 @@ impl Source {
             | Self::Libvirt
             | Self::LibvirtHosts
             | Self::Networkd
+            | Self::Agent
             | Self::Dnsmasq => true,
             Self::Traffic | Self::Neighbour | Self::ForwardingTable => false,
         }

@@ -1,10 +1,12 @@
 //! The user half of vmnat as a library.
 
+pub mod access;
 pub mod agent;
 pub mod change;
 pub mod cli;
 pub mod conntrack;
 pub mod dataplane;
+pub mod dhcp;
 pub mod docker;
 pub mod doctor;
 pub mod error;

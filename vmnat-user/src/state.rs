@@ -12,6 +12,7 @@ mod wish;
 use std::{
     collections::{BTreeMap, BTreeSet},
     fs, io,
+    net::Ipv4Addr,
     path::PathBuf,
 };
 
@@ -25,6 +26,7 @@ pub use self::{
     wish::{Binding, Bridge, Filtering, GuestQuotas, PoolRange},
 };
 use crate::{
+    access::Rule,
     error::Error,
     forwards::{
         Expiry, PortForward, Resolved,
@@ -66,6 +68,9 @@ pub struct State {
     /// The interface that was last followed as the default route's; it stays while there is none.
     #[serde(default)]
     pub followed: String,
+    /// The addresses as which guests are seen, of uplinks where it is not the primary one.
+    #[serde(default)]
+    pub externals: BTreeMap<String, Ipv4Addr>,
     /// Port forwards. In this file those that end with the instance; the others are in [`store`].
     pub forwards: Vec<PortForward>,
     /// The number that the next port forward gets.
@@ -79,12 +84,18 @@ pub struct State {
     /// Lease files to look at before all others.
     #[serde(default)]
     pub lease_files: Vec<PathBuf>,
+    /// The file of the leases that the agent gives.
+    #[serde(default)]
+    pub dhcp_leases: PathBuf,
     /// Addresses that the operator has given to guests.
     #[serde(default)]
     pub bindings: Vec<Binding>,
     /// Destinations that guests reach without translation.
     #[serde(default)]
     pub untranslated: Vec<Ipv4Net>,
+    /// What guests may reach, and who may call them.
+    #[serde(default)]
+    pub access: Vec<Rule>,
     /// Kernel settings to put back.
     pub sysctls: Vec<SysctlRecord>,
     /// The loopback's setting that services need, to put back.
@@ -120,13 +131,16 @@ impl State {
             bridges: Vec::new(),
             uplinks: Vec::new(),
             followed: String::new(),
+            externals: BTreeMap::new(),
             forwards: Vec::new(),
             next_forward: 1,
             expiries: BTreeMap::new(),
             resolved: BTreeMap::new(),
             lease_files: Vec::new(),
+            dhcp_leases: PathBuf::new(),
             bindings: Vec::new(),
             untranslated: Vec::new(),
+            access: Vec::new(),
             sysctls: Vec::new(),
             loopback: None,
             filters: Vec::new(),

@@ -148,7 +148,7 @@ pub fn table(rows: &[Row]) -> String {
     let names = Check::ALL.map(|check| format!(" {} |", check.name())).concat();
     writeln!(text, "| situation |{names}\n|---|{}", "---|".repeat(Check::ALL.len())).ok();
     for row in rows {
-        write!(text, "| {:28} |", format!("{}. {}", row.situation, row.name)).ok();
+        write!(text, "| {:30} |", format!("{}. {}", row.situation, row.name)).ok();
         for check in Check::ALL {
             write!(text, " {:^width$} |", row.cell(check), width = check.name().len()).ok();
         }

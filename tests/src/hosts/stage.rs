@@ -293,16 +293,15 @@ impl Stage {
         self.bring_up_with(&[])
     }
 
-    /// The same with further arguments.
+    /// Like [`Stage::bring_up`], with further options.
     ///
     /// # Errors
     ///
     /// When vmnat fails.
-    pub fn bring_up_with(&self, further: &[&str]) -> Result<()> {
+    pub fn bring_up_with(&self, options: &[&str]) -> Result<()> {
         let bridges = self.networks.iter().flat_map(|guests| ["--bridge", guests.network.bridge]);
         let arguments: Vec<&str> = ["up"].into_iter().chain(bridges).chain(["--uplink", "enp3s0"]).collect();
-        let arguments = [&arguments, further].concat();
-        self.lab.vmnat_ok(&arguments)?;
+        self.lab.vmnat_ok(&[&arguments, options].concat())?;
         let server = self.network()?.address(true);
         self.lab.vmnat_ok(&["dnat", "add", &format!("80:{server}:80")])?;
         Ok(())

@@ -29,6 +29,8 @@ pub struct Variant {
     pub build: fn(&mut Stage) -> Result<()>,
     /// What fails without vmnat; all else works.
     pub before: &'static [Check],
+    /// What its operator tells `vmnat up` beside bridges and uplink.
+    pub options: &'static [&'static str],
     /// What still fails with vmnat, and why; all else works.
     pub after: &'static [(Check, &'static str)],
     /// What is then done to the host while its guests talk; all that worked has to work after it too.
@@ -46,7 +48,7 @@ impl Variant {
         (self.build)(&mut stage)?;
         let before = checks::all(&stage)?;
         stage.lab.leaks.forget()?;
-        stage.bring_up()?;
+        stage.bring_up_with(self.options)?;
         stage.settle(Duration::from_secs(2));
         let after = checks::all(&stage)?;
         let mut silences = Vec::new();

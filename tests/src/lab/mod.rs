@@ -4,6 +4,7 @@
 //! vmnat's pins, state, port forwards and agent of one lab are out of reach of all others and of the machine.
 
 pub mod client;
+pub mod dhcp;
 pub mod dnsmasq;
 pub mod firewall;
 pub mod frame;

@@ -41,6 +41,7 @@ fn bridge() -> Variant {
             own_bridge(stage)
         },
         before: CUT_OFF,
+        options: &[],
         after: &[],
         changes: &[],
     }

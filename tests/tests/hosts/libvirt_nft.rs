@@ -9,8 +9,6 @@ use vmnat_tests::hosts::{
     variant::Variant,
 };
 
-use crate::{DNS_REFUSED, SERVICES_REFUSED};
-
 mod full {
     play!(docker_before, ufw_before, firewalld_before, firewalld_and_docker_before, ruleset_before);
 }
@@ -38,6 +36,7 @@ fn docker_before() -> Variant {
             Check::Sibling,
             Check::Forward,
         ],
+        options: &[],
         after: &[],
         changes: &[],
     }
@@ -62,7 +61,6 @@ fn ufw_before() -> Variant {
             Check::Dhcp,
             Check::Forward,
         ],
-        after: SERVICES_REFUSED,
         ..docker_before()
     }
 }
@@ -105,7 +103,6 @@ fn ruleset_before() -> Variant {
             libvirt::start(stage, libvirt::Backend::Nftables)
         },
         before: &[Check::GatewayDns, Check::Forward],
-        after: &[(Check::GatewayDns, DNS_REFUSED)],
         ..docker_before()
     }
 }

@@ -15,7 +15,10 @@ macro_rules! on_both_hooks {
     };
 }
 
+mod access;
 mod commands;
+mod dhcp;
+mod doctor;
 mod errors;
 mod filtering;
 mod firewalls;

@@ -1,5 +1,6 @@
 //! The command line: one file a subcommand, and the only code that prints.
 
+mod access;
 mod agent;
 mod counters;
 pub(crate) mod dnat;
@@ -54,13 +55,14 @@ pub struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Command {
-    Up(up::Args),
+    Up(Box<up::Args>),
     Down(down::Args),
     Status(status::Args),
     Doctor(doctor::Args),
     Network(network::Args),
     Uplink(uplink::Args),
     Dnat(dnat::Args),
+    Access(access::Args),
     Flows(flows::Args),
     Leases(leases::Args),
     Guests(guests::Args),
@@ -77,13 +79,14 @@ enum Command {
 pub async fn run(cli: Cli) -> Result<()> {
     let Cli { instance, verbose, command } = cli;
     match command {
-        Command::Up(args) => up::run(&instance, args).await,
+        Command::Up(args) => up::run(&instance, *args).await,
         Command::Down(args) => down::run(&instance, &args).await,
         Command::Status(args) => status::run(&instance, &args).await,
         Command::Doctor(args) => doctor::run(&instance, &args, verbose > 0).await,
         Command::Network(args) => network::run(&instance, args).await,
         Command::Uplink(args) => uplink::run(&instance, args).await,
         Command::Dnat(args) => dnat::run(&instance, args).await,
+        Command::Access(args) => access::run(&instance, args).await,
         Command::Flows(args) => flows::run(&instance, &args),
         Command::Leases(args) => leases::run(&instance, args).await,
         Command::Guests(args) => guests::run(&instance, &args),

@@ -7,10 +7,12 @@ use serde::Serialize;
 use tokio::time::sleep;
 use vmnat_common::bridge::BridgePortFlags;
 
-use super::{guests, network, print, uplink};
+use super::{access, guests, network, print, uplink};
 use crate::{
+    access::Rule,
     agent, change,
     dataplane::program::{self, HostProgram},
+    dhcp::{self, DhcpRow},
     error::Error,
     events::{self, Event},
     facts,
@@ -24,7 +26,7 @@ use crate::{
     report::{self, Column},
     room,
     services::{self, ServiceRow},
-    state::{self, GuestQuotas, HookMode, State},
+    state::{self, Filtering, GuestQuotas, HookMode, State},
     tables::Tables,
 };
 
@@ -59,9 +61,12 @@ struct Status {
     pool: PoolRow,
     /// What guests may use of the host whatever its INPUT rules say.
     services: Vec<ServiceRow>,
+    /// Who gives addresses to guests.
+    dhcp: Vec<DhcpRow>,
     events: Vec<Event>,
     agent: AgentRow,
     warnings: Vec<String>,
+    access: Vec<Rule>,
     firewall_forward_rules_apply: bool,
     ipv6: &'static str,
 }
@@ -163,9 +168,11 @@ fn status(instance: &Instance, state: State, tables: &Tables, facts: &Facts) -> 
             free_udp: pool.free_udp,
         },
         services: services::rows(&state, tables, facts)?,
+        dhcp: dhcp::rows(instance, &state, facts, pid.is_some()),
         events,
         agent: AgentRow { pid, log: state.log },
         warnings,
+        access: state.access,
         firewall_forward_rules_apply: false,
         ipv6: "passes untouched",
     })
@@ -245,6 +252,7 @@ fn text(status: &Status) -> String {
     let mut text = format!(
         "instance     {} (vmnat {})\nagent        {agent}\nlog          {}\nflows        {} of {} ({percent} %)\n\
          each guest   {}\nports        {} to {}, of which guests may have {} for TCP and {} for UDP\nforwards     {}\nattached by  {}\nfirewall     FORWARD rules of the host's firewall do not apply to these guests\n\
+         inbound      only answers, and what port forwards{} lead to guests\n\
          IPv6         {}\n",
         status.instance,
         status.version,
@@ -258,13 +266,17 @@ fn text(status: &Status) -> String {
         report::number(status.pool.free_udp.into()),
         status.port_forwards,
         status.hook_mode,
+        invited(&status.networks),
         status.ipv6,
     );
     text.push_str(&services::text(&status.services));
+    text.push_str(&dhcp::text(&status.dhcp));
     text.push('\n');
     text.push_str(&network::text(&status.networks));
     text.push('\n');
     text.push_str(&uplink::text(&status.uplinks));
+    text.push('\n');
+    text.push_str(&access::text(&status.access));
     text.push('\n');
     text.push_str(&hook_table(&status.hooks));
     for warning in &status.warnings {
@@ -275,6 +287,12 @@ fn text(status: &Status) -> String {
         text.push('\n');
     }
     text
+}
+
+/// Who invites calls beside port forwards.
+fn invited(networks: &[network::Row]) -> &'static str {
+    let is_open = networks.iter().any(|row| row.filtering == Filtering::EndpointIndependent);
+    if is_open { " and mapped ports of open networks" } else { "" }
 }
 
 fn hook_table(hooks: &[HookRow]) -> String {

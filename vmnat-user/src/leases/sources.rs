@@ -49,9 +49,22 @@ fn sources(state: &State) -> Vec<(Source, PathBuf)> {
     for folder in NETWORKD {
         sources.extend(of_bridges(folder, "").map(each(Source::Networkd)));
     }
+    sources.extend(
+        Some(&state.dhcp_leases)
+            .filter(|file| !file.as_os_str().is_empty())
+            .map(|file| (Source::Agent, file.clone())),
+    );
     sources.extend(PLAIN.map(PathBuf::from).map(each(Source::Dnsmasq)));
     sources.extend(of_libvirt("leases").map(each(Source::Dnsmasq)));
     sources
+}
+
+/// What some of the files say that is in force.
+#[must_use]
+pub fn in_force(files: &[PathBuf]) -> Vec<LeaseFact> {
+    let now = now();
+    let found = files.iter().filter_map(|file| read_file(Source::LeaseFile, file)).flatten();
+    found.filter(|lease| lease.expires > now).collect()
 }
 
 /// Files of libvirt's dnsmasq with an extension, in order.

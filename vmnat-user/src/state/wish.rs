@@ -12,6 +12,7 @@ use serde::{Deserialize, Serialize};
 use vmnat_common::{network::NetworkFlags, port_range::FIRST_UNPRIVILEGED, quota::Quotas};
 
 use crate::{
+    dhcp::DhcpWish,
     host_ports::DEFAULT_RANGE,
     leases::{self, LeaseFact, Source},
     services::{self, ServicePort},
@@ -37,6 +38,9 @@ pub struct Bridge {
     /// Resolvers to ask for guests instead of the host's own server.
     #[serde(default)]
     pub dns: Vec<SocketAddrV4>,
+    /// Whether its guests are given addresses.
+    #[serde(default)]
+    pub dhcp: DhcpWish,
 }
 
 impl Bridge {
@@ -49,6 +53,7 @@ impl Bridge {
             filtering: Filtering::default(),
             services: services::dns(),
             dns: Vec::new(),
+            dhcp: DhcpWish::default(),
             strict_leases: false,
         }
     }
