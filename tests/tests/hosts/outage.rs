@@ -58,6 +58,7 @@ fn flush() -> Churn {
                 Check::OldFlows,
                 Check::NewFlows,
             ],
+            options: &[],
             after: &[],
             changes: &[],
         },
