@@ -30,6 +30,9 @@ const DEAD: &str = "198.51.100.200";
 /// Long enough that flows notice.
 const WHILE: Duration = Duration::from_secs(1);
 
+/// Long enough that files have another time, and that what reloads has settled.
+const LONGER: Duration = Duration::from_secs(2);
+
 const NETWORKS: &[Network] = &[Network::DEFAULT];
 
 /// libvirt rejects what nobody inside has asked for.
@@ -138,7 +141,7 @@ fn firewalld_reload() -> Churn {
         happens: |stage, _| {
             for _ in 0..3 {
                 firewalld::reload(stage)?;
-                thread::sleep(2 * WHILE);
+                thread::sleep(LONGER);
             }
             Ok(())
         },
@@ -258,7 +261,7 @@ fn resolver_death() -> Churn {
         happens: |stage, _| {
             fs::write(stage.lab.host.file("/etc/resolv.conf"), format!("nameserver {DEAD}\n"))?;
             // dnsmasq looks at the file's time, in whole seconds.
-            thread::sleep(2 * WHILE);
+            thread::sleep(LONGER);
             Ok(())
         },
         up: &["--dns", RESOLVER],
