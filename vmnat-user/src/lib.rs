@@ -3,9 +3,11 @@
 pub mod agent;
 pub mod change;
 pub mod cli;
+pub mod config;
 pub mod conntrack;
 pub mod dataplane;
 pub mod docker;
+pub mod duration;
 pub mod error;
 pub mod events;
 pub mod exit;

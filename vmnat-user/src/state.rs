@@ -20,11 +20,12 @@ use ipnet::Ipv4Net;
 use serde::{Deserialize, Serialize};
 
 pub use self::{
-    lock::Lock,
+    lock::{Lock, StagedState},
     records::{FilterRecord, HookMode, SysctlRecord},
     wish::{Bridge, Filtering, GuestQuotas, PoolRange},
 };
 use crate::{
+    config::FileLayer,
     error::Error,
     forwards::{
         Expiry, PortForward, Resolved,
@@ -82,6 +83,9 @@ pub struct State {
     /// Destinations that guests reach without translation.
     #[serde(default)]
     pub untranslated: Vec<Ipv4Net>,
+    /// What of all this files of the configuration say.
+    #[serde(default)]
+    pub file: FileLayer,
     /// Kernel settings to put back.
     pub sysctls: Vec<SysctlRecord>,
     /// Filters to remove.
@@ -120,6 +124,7 @@ impl State {
             resolved: BTreeMap::new(),
             lease_files: Vec::new(),
             untranslated: Vec::new(),
+            file: FileLayer::default(),
             sysctls: Vec::new(),
             filters: Vec::new(),
             qdiscs: BTreeMap::new(),
@@ -153,7 +158,7 @@ impl State {
     /// Divides the port forwards: what the store holds, and the state that is written beside it.
     fn divide(&self) -> (Store, Self) {
         let mut running = self.clone();
-        let (own, kept) = running.forwards.drain(..).partition(|forward| forward.wish.runtime_only);
+        let (own, kept) = running.forwards.drain(..).partition(|forward| !forward.wish.is_kept());
         running.forwards = own;
         (Store::new(self.next_forward, kept), running)
     }
