@@ -22,4 +22,5 @@
 pub mod boot;
 pub mod fuzz;
 pub mod guest;
+pub mod hosts;
 pub mod lab;

@@ -32,4 +32,6 @@ impl BridgePortFlags {
     /// The host forwarded nothing from this bridge before vmnat turned `forwarding` on for it, so what vmnat
     /// does not translate must not find an exit that was closed.
     pub const HOST_DID_NOT_FORWARD: u32 = 4;
+    /// The bridge is an uplink, and this one of its ports: by it comes the world.
+    pub const OF_UPLINK: u32 = 8;
 }

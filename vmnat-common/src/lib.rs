@@ -29,6 +29,7 @@ pub mod port_range;
 pub mod quota;
 pub mod reap;
 pub mod room;
+pub mod service;
 pub mod session;
 pub mod settings;
 pub mod station;

@@ -37,6 +37,7 @@ catalogue! {
         ErrorInbound = Forwarded, "error_inbound", "An ICMP error about a guest's flow went to the guest, with the guest's endpoint in its quote.";
         Hairpin = Forwarded, "hairpin", "A guest's packet to an external endpoint of a guest turned round on the host.";
         QuietRoom = Forwarded, "quiet_room", "Went by way of the quiet room: to be cut to size, put in order, or answered with an ICMP error.";
+        GatewayService = Forwarded, "gateway_service", "A guest's packet for a service of its gateway that is allowed went past the host's INPUT rules, or the relay's answer to its guest.";
         BridgedDirect = Forwarded, "bridged_direct", "A packet between two guests of one bridge went straight to the other port.";
 
         NotIpv4 = Passed, "not_ipv4", "Not IPv4: ARP, IPv6 or another protocol, which vmnat leaves to the kernel.";
@@ -74,6 +75,7 @@ catalogue! {
         FlowQuota = Dropped, "flow_quota", "The guest has as many flows as one guest may have.";
         HalfOpenQuota = Dropped, "half_open_quota", "The guest has as many half-open TCP flows as one guest may have.";
         RateQuota = Dropped, "rate_quota", "The guest opens flows faster than one guest may.";
+        ServiceQuota = Dropped, "service_quota", "The guest asks the relay for names faster than one guest may.";
         FlowTableFull = Dropped, "flow_table_full", "The flow table has no room; live flows are never evicted.";
         FlowConflict = Dropped, "flow_conflict", "Another flow holds this tuple.";
         StaleFlow = Dropped, "stale_flow", "The flow's entry was replaced while it was read.";

@@ -70,6 +70,9 @@ impl Flags {
     pub const HAIRPIN: u8 = 32;
     /// The direction that opened a TCP flow: its handshake is not complete, and the flow counts as half open.
     pub const HALF_OPEN: u8 = 64;
+    /// A guest's direction of a session that the world has opened: it stays on the uplink that it came in by, whatever
+    /// the host's routes prefer.
+    pub const ANSWERS: u8 = 128;
 }
 
 impl Session {

@@ -47,6 +47,16 @@ pub fn port_of(ctx: &TcContext) -> Result<&'static BridgePort, Outcome> {
     unsafe { BRIDGE_PORT.get(parse::interface(ctx)) }.ok_or(Outcome::Unmanaged)
 }
 
+/// The interface that packets come in by that the hook at `port` sees: the bridge, where that is an uplink.
+#[inline(always)]
+pub fn entrance(port: u32) -> u32 {
+    // SAFETY: as in `port_of`.
+    match unsafe { BRIDGE_PORT.get(port) } {
+        Some(entry) if entry.flags & BridgePortFlags::OF_UPLINK != 0 => entry.bridge,
+        _ => port,
+    }
+}
+
 /// The largest IP packet of a bridge; what was known where the bridge has gone.
 #[inline(always)]
 pub fn mtu(bridge: u32, known: u16) -> u16 {

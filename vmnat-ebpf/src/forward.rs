@@ -18,9 +18,12 @@ use vmnat_common::{
 };
 
 use crate::{
+    bridge,
     classify::Way,
     filtering,
-    maps::{BRIDGE_PORT, FORWARD, FORWARD_ACTIVE, FORWARD_COUNT, FORWARD_PORT, FORWARD_SOURCE, UPLINK},
+    maps::{
+        BRIDGE_PORT, FORWARD, FORWARD_ACTIVE, FORWARD_COUNT, FORWARD_PORT, FORWARD_SOURCE, GATEWAY, UPLINK,
+    },
     parse::Packet,
     quota,
     route::{self, Route},
@@ -95,8 +98,9 @@ extern "C" fn halve(_step: u32, halving: *mut c_void) -> i64 {
     0
 }
 
-/// Opens the session of a packet from the world that a port forward or the guest's own mapping invites, if answers leave by the
-/// uplink `in_if` that it came in by. All else is the host's own.
+/// Opens the session of a packet from the world that a port forward or the guest's own mapping invites. Its answers leave by
+/// the uplink `in_if` that it came in by, also where the host's routes prefer another of vmnat's uplinks; not where they lead to
+/// what is no uplink (a VPN that owns the default route) or nowhere. All else is the host's own.
 ///
 /// What a socket of the host's own conversation waits for is the host's, also on a port that was given to a guest; a socket that
 /// waits for anybody keeps its port from mappings, not from forwards.
@@ -112,16 +116,17 @@ pub fn open(ctx: &TcContext, packet: &Packet, in_if: u32) -> Result<(), Outcome>
     session::may_open(packet)?;
     quota::check(invited.target.address, packet.tcp_flags)?;
     let bridge = bridge_of(invited.bridge)?;
+    let in_if = bridge::entrance(in_if);
     // SAFETY: user space replaces whole values of this small map.
     let uplink = unsafe { UPLINK.get(in_if) }.ok_or(Outcome::Unmanaged)?;
     let (target, forward) = (invited.target, invited.forward);
     let mut back = Route::default();
     route::lookup(ctx, &packet.key.reverse(target), packet.tos, bridge.bridge, &mut back)?;
     if back.out_if != in_if {
-        return Err(Outcome::MovedRoute);
+        back.next_hop = answer_by(in_if, back.out_if, packet.key.source)?;
     }
-    let way =
-        Way { out_if: in_if, next_hop: back.next_hop, address: uplink.address, mtu: uplink.mtu, flags: 0 };
+    let flags = Flags::ANSWERS;
+    let way = Way { out_if: in_if, next_hop: back.next_hop, address: uplink.address, mtu: uplink.mtu, flags };
     session::insert_invited(&Invited {
         key: &packet.key,
         target,
@@ -133,6 +138,18 @@ pub fn open(ctx: &TcContext, packet: &Packet, in_if: u32) -> Result<(), Outcome>
     quota::count(target.address, quota::opens_half(packet.tcp_flags) != 0);
     count_connection(forward);
     Ok(())
+}
+
+/// The next hop of answers to `remote` that leave by the uplink `by` although the host's route leads to `route_if`, which must be
+/// an uplink as well.
+#[inline(always)]
+pub fn answer_by(by: u32, route_if: u32, remote: Address) -> Result<Address, Outcome> {
+    // SAFETY: user space replaces whole values of these small maps.
+    let (router, is_uplink) = unsafe { (GATEWAY.get(by), UPLINK.get(route_if).is_some()) };
+    match router {
+        Some(router) if is_uplink => Ok(if router.is_unspecified() { remote } else { *router }),
+        _ => Err(Outcome::MovedRoute),
+    }
 }
 
 /// Opens the session of a guest's packet that turns round on the host, under the tuple that it has as it turns.

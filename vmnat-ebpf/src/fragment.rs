@@ -13,6 +13,7 @@ use vmnat_common::{
 };
 
 use crate::{
+    bridge,
     maps::FRAGMENT,
     parse::{self, L3, Packet},
     rewrite, settings,
@@ -91,7 +92,7 @@ pub fn note_waiting(ctx: &TcContext, packet: &Packet, place: Place) -> Result<()
     let identification = identification(ctx)?;
     let key = key(packet, place, identification);
     if find(&key).is_none() {
-        note(&key, packet, Fate::Waits, identification, parse::interface(ctx));
+        note(&key, packet, Fate::Waits, identification, bridge::entrance(parse::interface(ctx)));
     }
     Ok(())
 }

@@ -20,39 +20,40 @@ use crate::{
     verdict::{self, Mark},
 };
 
-/// The egress program of an uplink. A VLAN tag does not matter here: what leaks with a tag leaks too.
+/// The egress program of an uplink, where the IPv4 header lies `AT` bytes behind the start. A VLAN tag does not matter here: what
+/// leaks with a tag leaks too.
 #[inline(always)]
-pub fn at_uplink(ctx: &TcContext) -> Result<Outcome, Outcome> {
+pub fn at_uplink<const AT: usize>(ctx: &TcContext) -> Result<Outcome, Outcome> {
     if parse::ether_type(ctx) != ethernet::IPV4 {
         return Err(Outcome::NotIpv4);
     }
     if verdict::finds(ctx, Mark::translated(settings::get()?)) {
         return Ok(Outcome::Clean);
     }
-    let (source, protocol) = parse::source(ctx).ok_or(Outcome::Truncated)?;
+    let (source, protocol) = parse::source::<AT>(ctx).ok_or(Outcome::Truncated)?;
     if NETWORK.get(Key::new(32, source)).is_some() {
-        let is_meant = parse::destination(ctx).is_some_and(classify::is_untranslated);
+        let is_meant = parse::destination::<AT>(ctx).is_some_and(classify::is_untranslated);
         return Err(if is_meant { Outcome::Untranslated } else { Outcome::LeakedSource });
     }
-    if may_meet_a_guest(ctx, protocol) { Ok(look_closer(ctx)) } else { Ok(Outcome::Clean) }
+    if may_meet_a_guest::<AT>(ctx, protocol) { Ok(look_closer::<AT>(ctx)) } else { Ok(Outcome::Clean) }
 }
 
 /// True where the pool does not keep the host's packet apart from guests: of protocols that it does not divide, and from a port that a
 /// socket of the host has taken since user space last looked.
 #[inline(always)]
-fn may_meet_a_guest(ctx: &TcContext, protocol: u8) -> bool {
+fn may_meet_a_guest<const AT: usize>(ctx: &TcContext, protocol: u8) -> bool {
     if protocol != Protocol::Tcp.number() && protocol != Protocol::Udp.number() {
         return true;
     }
-    parse::source_port(ctx).is_some_and(|port| mapping::is_in_pool(protocol, port))
+    parse::source_port::<AT>(ctx).is_some_and(|port| mapping::is_in_pool(protocol, port))
 }
 
 /// Notes a packet of the host's own that may meet a guest; an ICMP error of the host's kernel
 /// that quotes a guest leaves with the external endpoint in its quote.
 #[inline(never)]
-fn look_closer(ctx: &TcContext) -> Outcome {
+fn look_closer<const AT: usize>(ctx: &TcContext) -> Outcome {
     let mut packet = Packet::unread();
-    if parse::ipv4(ctx, Side::Guest, &mut packet).is_err() {
+    if parse::ipv4_at::<AT>(ctx, Side::Guest, &mut packet).is_err() {
         return Outcome::Clean;
     }
     if packet.tracked.is_ok() {

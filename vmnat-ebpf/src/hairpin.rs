@@ -33,7 +33,7 @@ pub fn concerns(packet: &Packet, known: Option<&Session>) -> bool {
 /// Not zero for a tuple that calls a port forward or a guest's mapping. A call of its own, so that the verifier meets what follows
 /// once and not for each of the ways through.
 #[inline(never)]
-fn calls_guest(key: &FlowKey) -> u32 {
+pub fn calls_guest(key: &FlowKey) -> u32 {
     u32::from(forward::find(key).is_some() || filtering::owner(key).is_some())
 }
 

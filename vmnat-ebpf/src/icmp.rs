@@ -26,6 +26,17 @@ pub fn is_error(packet: &Packet) -> bool {
     packet.tracked == Err(Outcome::IcmpNotQuery) && icmp::class(packet.icmp_type) == icmp::Class::Error
 }
 
+/// True for an error of the world that quotes a guest's flow.
+#[inline(always)]
+pub fn concerns_guest(ctx: &TcContext, packet: &Packet) -> bool {
+    let mut quote = Quote::default();
+    if parse::quote(ctx, packet, &mut quote).is_err() {
+        return false;
+    }
+    let key = FlowKey::new(quote.protocol, Side::Uplink, quote.destination, quote.source);
+    matches!(session::find(&key), Ok(Some(session)) if !session.has(Flags::HOST))
+}
+
 /// Sends an error of the world to the guest whose flow it quotes. The quote is a packet that left: its source is the
 /// external endpoint. Other errors are the host's own.
 #[inline(always)]

@@ -11,8 +11,8 @@ use vmnat_common::{
 };
 
 use crate::{
-    classify, forward, fragment, icmp, mss,
-    parse::{self, Frame, Packet},
+    bridge, classify, forward, fragment, hairpin, icmp, mss,
+    parse::{self, BARE, Frame, Packet},
     rewrite::{self, Change},
     room, route, session, settings,
 };
@@ -53,6 +53,51 @@ pub fn at_uplink(ctx: &TcContext) -> Result<Outcome, Outcome> {
     rewrite::destination(ctx, &packet, Change::of(session))?;
     route::to_guest(ctx, session)?;
     Ok(Outcome::TranslatedInbound)
+}
+
+/// The program of a port of an uplink that is a bridge, before `br_netfilter` and the bridge's own rules see the frame. Frames for
+/// other stations of that bridge are none of vmnat's.
+#[inline(always)]
+pub fn at_port(ctx: &TcContext) -> Result<Outcome, Outcome> {
+    if parse::frame(ctx)? == Frame::Ipv4 && parse::destination_mac(ctx) != bridge::port_of(ctx)?.mac {
+        return Err(Outcome::Bridged);
+    }
+    at_uplink(ctx)
+}
+
+/// The program of the ingress of an uplink without Ethernet. What is a guest's gets the header that its bridge wants, and goes
+/// on as everywhere; what is the host's stays as it came.
+#[inline(always)]
+pub fn at_bare_uplink(ctx: &TcContext) -> Result<Outcome, Outcome> {
+    if parse::frame(ctx)? == Frame::Arp {
+        return Ok(Outcome::NotIpv4);
+    }
+    concerns_guests(ctx)?;
+    rewrite::add_ethernet(ctx)?;
+    at_uplink(ctx)
+}
+
+/// Whether a bare IP packet may be any of vmnat's. Fragments are, until their first one is known.
+#[inline(never)]
+fn concerns_guests(ctx: &TcContext) -> Result<(), Outcome> {
+    let mut packet = Packet::unread();
+    parse::ipv4_at::<BARE>(ctx, Side::Uplink, &mut packet)?;
+    if classify::uninvited(packet.key.source, packet.key.destination) != Outcome::NoFlow {
+        return Ok(());
+    }
+    let concerns = match packet.tracked {
+        Ok(()) => match session::find(&packet.key)? {
+            Some(session) if session.has(Flags::HOST) => {
+                session.last_seen = settings::jiffies() as u32;
+                false
+            }
+            Some(_) => true,
+            None => hairpin::calls_guest(&packet.key) != 0,
+        },
+        Err(Outcome::Fragment) => true,
+        Err(_) => icmp::is_error(&packet) && icmp::concerns_guest(ctx, &packet),
+    };
+    if concerns { Ok(()) } else { Err(Outcome::NoFlow) }
 }
 
 /// Opens the session of a packet that a port forward invites; every other packet ends here.

@@ -62,6 +62,8 @@ mod room;
 #[cfg(target_arch = "bpf")]
 mod route;
 #[cfg(target_arch = "bpf")]
+mod service;
+#[cfg(target_arch = "bpf")]
 mod session;
 #[cfg(target_arch = "bpf")]
 mod settings;
@@ -77,7 +79,11 @@ mod programs {
         programs::{SockAddrContext, TcContext},
     };
 
-    use crate::{clock, guard, host, inbound, outbound, reaper, room, verdict};
+    use crate::{
+        clock, guard, host, inbound, outbound,
+        parse::{BARE, L3},
+        reaper, room, verdict,
+    };
 
     /// tcx ingress of a bridge's port: guest to world, guest to guest.
     #[classifier]
@@ -101,10 +107,38 @@ mod programs {
         verdict::settle(&ctx, inbound::at_uplink(&ctx))
     }
 
+    /// The same for an uplink without Ethernet header.
+    #[classifier]
+    pub fn inbound_bare(ctx: TcContext) -> i32 {
+        verdict::settle(&ctx, inbound::at_bare_uplink(&ctx))
+    }
+
+    /// tcx ingress of a port of an uplink that is a bridge: the same, before `br_netfilter`.
+    #[classifier]
+    pub fn inbound_port(ctx: TcContext) -> i32 {
+        verdict::settle_inbound(&ctx, inbound::at_port(&ctx))
+    }
+
+    /// tcx ingress of an uplink that is a bridge: the same for ports without a hook.
+    #[classifier]
+    pub fn inbound_bridge(ctx: TcContext) -> i32 {
+        if verdict::finds(&ctx, verdict::Mark::JUDGED) {
+            verdict::PASS
+        } else {
+            verdict::settle(&ctx, inbound::at_uplink(&ctx))
+        }
+    }
+
     /// tcx egress of an uplink: nothing leaves with a guest's source.
     #[classifier]
     pub fn guard(ctx: TcContext) -> i32 {
-        verdict::settle(&ctx, guard::at_uplink(&ctx))
+        verdict::settle(&ctx, guard::at_uplink::<L3>(&ctx))
+    }
+
+    /// The same for an uplink without Ethernet header.
+    #[classifier]
+    pub fn guard_bare(ctx: TcContext) -> i32 {
+        verdict::settle(&ctx, guard::at_uplink::<BARE>(&ctx))
     }
 
     /// tcx ingress of the inner way out of the quiet room: what the world sent.

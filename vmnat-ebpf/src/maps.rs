@@ -18,6 +18,7 @@ use vmnat_common::{
     network::Network,
     port_range::POOL_WORDS,
     quota::Guest,
+    service::{Service, ServiceKey},
     session::Session,
     settings::Settings,
     station::{Station, StationKey},
@@ -49,6 +50,11 @@ pub static BRIDGE_PORT: HashMap<u32, BridgePort> = HashMap::with_max_entries(4_0
 /// Uplinks, by interface index.
 #[map]
 pub static UPLINK: HashMap<u32, Uplink> = HashMap::with_max_entries(64, 0);
+
+/// The router behind an uplink, by interface index, to which answers go that the host's routes would send by another uplink;
+/// unspecified where the link has but one other end.
+#[map]
+pub static GATEWAY: HashMap<u32, Address> = HashMap::with_max_entries(64, 0);
 
 /// Port forwards, two sorted banks.
 #[map]
@@ -82,6 +88,10 @@ pub static LEASE: HashMap<Address, Lease> = HashMap::with_max_entries(16_384, 0)
 /// Behind which port each station of a bridge is.
 #[map]
 pub static STATION: HashMap<StationKey, Station> = HashMap::with_max_entries(16_384, 0);
+
+/// Services of bridges' own addresses that guests may use.
+#[map]
+pub static SERVICE: HashMap<ServiceKey, Service> = HashMap::with_max_entries(4_096, 0);
 
 /// One bit a port that guests may be given.
 #[map]

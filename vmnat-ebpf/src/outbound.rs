@@ -16,7 +16,7 @@ use crate::{
     parse::{self, Frame, Packet},
     quota,
     rewrite::{self, Change},
-    room, route, session, settings,
+    room, route, service, session, settings,
     verdict::{self, Mark},
 };
 
@@ -88,6 +88,12 @@ fn judge(ctx: &TcContext, packet: &Packet) -> Result<(), Outcome> {
     let port = bridge::port_of(ctx)?;
     if packet.destination_mac != port.mac {
         return Err(bridge::to_station(ctx, packet, port).unwrap_or_else(|outcome| outcome));
+    }
+    let way = service::way(ctx, packet, port.bridge);
+    if way != service::NONE {
+        classify::check_sender(packet, port)?;
+        lease::admit(ctx, packet, port)?;
+        return Err(service::lead(ctx, packet, way).unwrap_or_else(|outcome| outcome));
     }
     let is_error = icmp::is_error(packet);
     let known = if packet.tracked.is_ok() { session::find(&packet.key)? } else { None };

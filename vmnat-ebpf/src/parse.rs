@@ -24,6 +24,9 @@ pub use self::quote::{Quote, quote};
 /// Bytes from the frame's start to the IPv4 header.
 pub const L3: usize = ethernet::LEN;
 
+/// The same where the interface carries bare IP packets (tun, `WireGuard`, ppp).
+pub const BARE: usize = 0;
+
 /// Bytes that are made linear when any are missing: the longest IPv4 header and a TCP header.
 const PULL: u32 = (L3 + ipv4::MAX_LEN + tcp::LEN) as u32;
 
@@ -37,7 +40,7 @@ pub struct Packet {
     pub source_mac: Mac,
     /// Whether ports could be read, and why not.
     pub tracked: Result<(), Outcome>,
-    /// Bytes from the frame's start to the transport header, 34 to 74.
+    /// Bytes from the frame's start to the transport header, 34 to 74; 14 less where there is no Ethernet header.
     l4: u8,
     /// Largest IP packet that this becomes on the wire, bytes: one segment, where it will be segmented.
     pub size: u32,
@@ -150,13 +153,21 @@ pub fn frame(ctx: &TcContext) -> Result<Frame, Outcome> {
 /// Reads the headers of an IPv4 frame, as seen from `side`, into `packet`.
 #[inline(always)]
 pub fn ipv4(ctx: &TcContext, side: Side, packet: &mut Packet) -> Result<(), Outcome> {
-    let (start, end) = linear(ctx)?;
-    let l3 = start + L3;
-    // SAFETY: `linear` made sure that an Ethernet and an IPv4 header lie between start and end; the verifier
-    // checks each of these loads against the same comparison.
+    ipv4_at::<L3>(ctx, side, packet)
+}
+
+/// The same with the IPv4 header `AT` bytes behind the start: [`L3`], or [`BARE`], where MACs stay unread.
+#[inline(always)]
+pub fn ipv4_at<const AT: usize>(ctx: &TcContext, side: Side, packet: &mut Packet) -> Result<(), Outcome> {
+    let (start, end) = linear::<AT>(ctx)?;
+    let l3 = start + AT;
+    // SAFETY: `linear` made sure that all headers up to IPv4's lie between start and end; the verifier checks each of
+    // these loads against the same comparison.
     let (version_ihl, total_length, fragment) = unsafe {
-        packet.destination_mac = mac(start + ethernet::DESTINATION);
-        packet.source_mac = mac(start + ethernet::SOURCE);
+        if AT == L3 {
+            packet.destination_mac = mac(start + ethernet::DESTINATION);
+            packet.source_mac = mac(start + ethernet::SOURCE);
+        }
         packet.tos = load::<u8>(l3 + ipv4::VERSION_IHL + 1);
         packet.ttl_protocol = load::<u16>(l3 + ipv4::TTL);
         packet.key.source = Address::from_wire(load::<u32>(l3 + ipv4::SOURCE));
@@ -174,11 +185,11 @@ pub fn ipv4(ctx: &TcContext, side: Side, packet: &mut Packet) -> Result<(), Outc
         packet.tracked = Err(Outcome::BadHeader);
         return Ok(());
     };
-    packet.l4 = (L3 + header) as u8;
-    packet.tracked = match lengths(ctx, header as u32, u32::from(total_length)) {
+    packet.l4 = (AT + header) as u8;
+    packet.tracked = match lengths::<AT>(ctx, header as u32, u32::from(total_length)) {
         Err(reason) => Err(reason),
         Ok(()) if ipv4::is_fragment(fragment) => Err(Outcome::Fragment),
-        Ok(()) => transport(ctx, packet, start, end),
+        Ok(()) => transport::<AT>(ctx, packet, start, end),
     };
     Ok(())
 }
@@ -187,7 +198,7 @@ pub fn ipv4(ctx: &TcContext, side: Side, packet: &mut Packet) -> Result<(), Outc
 #[inline(always)]
 pub fn transport_of_first(ctx: &TcContext, packet: &mut Packet) -> Result<(), Outcome> {
     let (start, end) = bounds(ctx);
-    transport(ctx, packet, start, end)
+    transport::<L3>(ctx, packet, start, end)
 }
 
 /// The sender of an ARP frame.
@@ -223,34 +234,46 @@ pub fn arp_sender(ctx: &TcContext) -> Option<ArpSender> {
     }
 }
 
-/// Source address and protocol of an IPv4 packet on its way out; none when it is too short to have them.
+/// Destination MAC of a frame; zero when it is too short to have one.
 #[inline(always)]
-pub fn source(ctx: &TcContext) -> Option<(Address, u8)> {
-    let (start, _) = linear(ctx).ok()?;
-    let l3 = start + L3;
-    // SAFETY: `linear` made sure of both headers.
+pub fn destination_mac(ctx: &TcContext) -> Mac {
+    let (start, end) = bounds(ctx);
+    if start + L3 > end {
+        return Mac::ZERO;
+    }
+    // SAFETY: the comparison above covers the Ethernet header.
+    unsafe { mac(start + ethernet::DESTINATION) }
+}
+
+/// Source address and protocol of an IPv4 packet on its way out, whose header lies `AT` bytes behind the start; none when it
+/// is too short to have them.
+#[inline(always)]
+pub fn source<const AT: usize>(ctx: &TcContext) -> Option<(Address, u8)> {
+    let (start, _) = linear::<AT>(ctx).ok()?;
+    let l3 = start + AT;
+    // SAFETY: `linear` made sure of the header.
     Some(unsafe { (Address::from_wire(load::<u32>(l3 + ipv4::SOURCE)), load::<u8>(l3 + ipv4::PROTOCOL)) })
 }
 
 /// Source port of a packet whose header has no options, as nearly all have none: what the host's own TCP and UDP are known by.
 #[inline(always)]
-pub fn source_port(ctx: &TcContext) -> Option<Port> {
+pub fn source_port<const AT: usize>(ctx: &TcContext) -> Option<Port> {
     let (start, end) = bounds(ctx);
-    let l4 = start + L3 + ipv4::LEN;
+    let l4 = start + AT + ipv4::LEN;
     if l4 + udp::LEN > end {
         return None;
     }
     // SAFETY: the comparison above covers both loads.
-    let (version_ihl, port) = unsafe { (load::<u8>(start + L3 + ipv4::VERSION_IHL), load::<u16>(l4)) };
+    let (version_ihl, port) = unsafe { (load::<u8>(start + AT + ipv4::VERSION_IHL), load::<u16>(l4)) };
     (version_ihl & 0x0f == 5).then_some(Port::from_wire(port))
 }
 
 /// Destination address of an IPv4 packet on its way out; none when it is too short to have one.
 #[inline(always)]
-pub fn destination(ctx: &TcContext) -> Option<Address> {
-    let (start, _) = linear(ctx).ok()?;
-    // SAFETY: `linear` made sure of both headers.
-    Some(unsafe { Address::from_wire(load::<u32>(start + L3 + ipv4::DESTINATION)) })
+pub fn destination<const AT: usize>(ctx: &TcContext) -> Option<Address> {
+    let (start, _) = linear::<AT>(ctx).ok()?;
+    // SAFETY: `linear` made sure of the header.
+    Some(unsafe { Address::from_wire(load::<u32>(start + AT + ipv4::DESTINATION)) })
 }
 
 /// The frame's `EtherType` as it lies in a packet.
@@ -271,19 +294,19 @@ pub fn bounds(ctx: &TcContext) -> (usize, usize) {
     (ctx.data(), ctx.data_end())
 }
 
-/// Bounds of the linear part, with the headers pulled into it where they were not, and at least those of
-/// Ethernet and IPv4 inside.
+/// Bounds of the linear part, with the headers pulled into it where they were not, and at least those up to IPv4's
+/// inside.
 #[inline(always)]
-fn linear(ctx: &TcContext) -> Result<(usize, usize), Outcome> {
+fn linear<const AT: usize>(ctx: &TcContext) -> Result<(usize, usize), Outcome> {
     let (mut start, mut end) = bounds(ctx);
-    if start + L3 + ipv4::LEN + tcp::LEN > end {
+    if start + AT + ipv4::LEN + tcp::LEN > end {
         let total = length(ctx);
         if (end - start) as u32 != total {
             // SAFETY: the context is valid; the length is at most the packet's.
             unsafe { bpf_skb_pull_data(ctx.skb.skb, if total < PULL { total } else { PULL }) };
             (start, end) = bounds(ctx);
         }
-        if start + L3 + ipv4::LEN > end {
+        if start + AT + ipv4::LEN > end {
             return Err(Outcome::Truncated);
         }
     }
@@ -292,17 +315,22 @@ fn linear(ctx: &TcContext) -> Result<(usize, usize), Outcome> {
 
 /// Whether the header's own lengths agree with the packet's.
 #[inline(always)]
-fn lengths(ctx: &TcContext, header: u32, total: u32) -> Result<(), Outcome> {
+fn lengths<const AT: usize>(ctx: &TcContext, header: u32, total: u32) -> Result<(), Outcome> {
     // A BIG TCP packet has a total length of zero (kernel commit b1a78b9b9886).
     let big = total == 0 && gso_size(ctx) != 0;
-    if big || (total >= header && total <= bytes(ctx)) { Ok(()) } else { Err(Outcome::BadHeader) }
+    if big || (total >= header && total <= bytes_at::<AT>(ctx)) { Ok(()) } else { Err(Outcome::BadHeader) }
 }
 
 #[inline(always)]
-fn transport(ctx: &TcContext, packet: &mut Packet, start: usize, end: usize) -> Result<(), Outcome> {
+fn transport<const AT: usize>(
+    ctx: &TcContext,
+    packet: &mut Packet,
+    start: usize,
+    end: usize,
+) -> Result<(), Outcome> {
     let l4 = start + packet.l4();
     let gso = gso_size(ctx);
-    let mut headers = packet.l4() as u32 - L3 as u32;
+    let mut headers = packet.l4() as u32 - AT as u32;
     match Protocol::from_number(packet.key.protocol) {
         Some(Protocol::Tcp) => {
             if l4 + tcp::LEN > end {
@@ -337,7 +365,7 @@ fn transport(ctx: &TcContext, packet: &mut Packet, start: usize, end: usize) -> 
             // SAFETY: the comparison above covers the common header.
             unsafe { ports(packet, l4) };
             // Its segments are packets of their own in one buffer, each cut to the path's size by the sender.
-            packet.size = if gso == 0 { bytes(ctx) } else { headers };
+            packet.size = if gso == 0 { bytes_at::<AT>(ctx) } else { headers };
             return Ok(());
         }
         Some(Protocol::Dccp | Protocol::UdpLite) => {
@@ -350,7 +378,7 @@ fn transport(ctx: &TcContext, packet: &mut Packet, start: usize, end: usize) -> 
         // Known by its addresses alone.
         None => {}
     }
-    packet.size = if gso == 0 { bytes(ctx) } else { headers + gso };
+    packet.size = if gso == 0 { bytes_at::<AT>(ctx) } else { headers + gso };
     Ok(())
 }
 
@@ -410,7 +438,12 @@ unsafe fn load<T: Copy>(at: usize) -> T {
 /// Bytes of the packet, IP header included.
 #[inline(always)]
 pub fn bytes(ctx: &TcContext) -> u32 {
-    length(ctx).wrapping_sub(L3 as u32)
+    bytes_at::<L3>(ctx)
+}
+
+#[inline(always)]
+fn bytes_at<const AT: usize>(ctx: &TcContext) -> u32 {
+    length(ctx).wrapping_sub(AT as u32)
 }
 
 #[inline(always)]

@@ -6,7 +6,7 @@
 
 use aya_ebpf::{
     bindings::{BPF_F_MARK_MANGLED_0, BPF_F_PSEUDO_HDR},
-    helpers::generated::bpf_l4_csum_replace,
+    helpers::generated::{bpf_l4_csum_replace, bpf_skb_change_head},
     programs::TcContext,
 };
 use vmnat_common::{
@@ -218,6 +218,23 @@ pub fn macs(ctx: &TcContext, destination: Mac, source: Mac) -> Result<(), Outcom
         store(start + ethernet::DESTINATION, destination);
         store(start + ethernet::SOURCE, source);
     }
+    Ok(())
+}
+
+/// Puts an Ethernet header for IPv4 before a bare IP packet; its MACs are zero until [`macs`] writes them. The kernel allows
+/// this for segments that wait to be cut, too.
+#[inline(always)]
+pub fn add_ethernet(ctx: &TcContext) -> Result<(), Outcome> {
+    // SAFETY: the context is valid, and the helper checks the length itself.
+    if unsafe { bpf_skb_change_head(ctx.skb.skb, L3 as u32, 0) } != 0 {
+        return Err(Outcome::RewriteFailed);
+    }
+    let (start, end) = bounds(ctx);
+    if start + L3 > end {
+        return Err(Outcome::RewriteFailed);
+    }
+    // SAFETY: the comparison above covers the Ethernet header.
+    unsafe { store(start + ethernet::TYPE, ethernet::IPV4) };
     Ok(())
 }
 

@@ -21,7 +21,7 @@ use crate::{
     parse::{self, Frame, Packet, Quote},
     quota,
     rewrite::{self, Change},
-    route, session, settings,
+    route, service, session, settings,
     verdict::{self, Mark},
 };
 
@@ -169,6 +169,10 @@ pub fn inward(ctx: &TcContext) -> Result<Outcome, Outcome> {
     parse::ipv4(ctx, Side::Uplink, &mut packet)?;
     if packet.key.source == room::ADDRESS {
         return Ok(tell_guest(ctx, &packet));
+    }
+    let answered = service::answer(ctx, &packet);
+    if answered != Outcome::NoFlow {
+        return Ok(answered);
     }
     fragment::recall(ctx, &mut packet, Place::UplinkOrdered);
     let found = if packet.tracked.is_ok() { session::find(&packet.key)? } else { None };

@@ -157,7 +157,8 @@ extern "C" fn open_overloaded(_attempt: u32, opening: *mut c_void) -> i64 {
 }
 
 /// Checks a session against the present route and sender. True when it stands, with its way refreshed; false when it was
-/// removed, because its external address is no longer the way out or because a race left it without its other half.
+/// removed, because its external address is no longer the way out or because a race left it without its other half. What the
+/// world has opened stays on its uplink.
 #[inline(never)]
 pub fn renew(
     ctx: &TcContext,
@@ -166,10 +167,16 @@ pub fn renew(
     port: &BridgePort,
     way: &Way,
 ) -> Result<bool, Outcome> {
-    let own_address = session.flags & (Flags::FORWARDED | Flags::IMPORTED) != 0;
-    let moved = session.out_if != way.out_if || (!own_address && session.address != way.address);
+    let own_address = session.flags & (Flags::FORWARDED | Flags::IMPORTED | Flags::ANSWERS) != 0;
+    let mut moved = session.out_if != way.out_if || (!own_address && session.address != way.address);
+    let (mut next_hop, mut mtu) = (way.next_hop, way.mtu);
     if moved && own_address {
-        return Err(Outcome::MovedRoute);
+        if !session.has(Flags::ANSWERS) {
+            return Err(Outcome::MovedRoute);
+        }
+        next_hop = forward::answer_by(session.out_if, way.out_if, packet.key.destination)?;
+        mtu = session.mtu;
+        moved = false;
     }
     let back = find(&packet.key.reverse(session.rewritten()))?;
     let (false, Some(back)) = (moved, back) else {
@@ -178,8 +185,8 @@ pub fn renew(
     };
     back.destination_mac = packet.source_mac;
     (back.out_if, back.flags) = way_back(ctx, packet, port, back.flags);
-    session.next_hop = way.next_hop;
-    session.mtu = way.mtu;
+    session.next_hop = next_hop;
+    session.mtu = mtu;
     session.in_if = parse::interface(ctx);
     session.source_mac = packet.source_mac;
     session.destination_mac = packet.destination_mac;

@@ -80,6 +80,13 @@ pub fn settle_outbound(ctx: &TcContext, result: Result<Outcome, Outcome>) -> i32
     code
 }
 
+/// Counts the outcome of a hook at a port of an uplink that is a bridge, and marks what it passes to that bridge, so that the
+/// bridge's hook does not count it again. Frames for other stations go on as they came.
+#[inline(always)]
+pub fn settle_inbound(ctx: &TcContext, result: Result<Outcome, Outcome>) -> i32 {
+    if result == Err(Outcome::Bridged) { settle(ctx, result) } else { settle_outbound(ctx, result) }
+}
+
 #[inline(always)]
 fn count(outcome: Outcome) {
     if let Some(counter) = OUTCOMES.get_ptr_mut(outcome.index()) {

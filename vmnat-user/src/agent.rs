@@ -27,7 +27,7 @@ use tokio::{
     signal::unix::{SignalKind, signal},
     time::{Instant, MissedTickBehavior, interval, sleep_until},
 };
-use tracing::{info, warn};
+use tracing::{debug, info, warn};
 
 use self::{lease_watch::LeaseWatch, listener::Listener, round::Round};
 use crate::{
@@ -38,6 +38,7 @@ use crate::{
     leases,
     paths::Instance,
     reconcile,
+    services::Relay,
     state::{self, Lock, State},
     tables::Tables,
 };
@@ -154,7 +155,10 @@ pub async fn run(instance: &Instance, ready: impl FnOnce()) -> Result<()> {
             found = changes.next() => agent.note(found),
             () = due(agent.due) => agent.reconcile().await,
             true = pump(&mut kernel_log) => {}
-            _ = reap.tick() => round.go(instance, &agent.tables),
+            _ = reap.tick() => {
+                round.go(instance, &agent.tables);
+                agent.relay.leave_lost_room(instance);
+            }
             _ = look.tick() => agent.reconcile().await,
             _ = hangup.recv() => agent.reload(&mut kernel_log).await,
             () = due(agent.reload_due) => agent.reload(&mut kernel_log).await,
@@ -199,6 +203,8 @@ struct Agent<'a> {
     lease_watch: LeaseWatch,
     /// A port forward leads to a lease.
     follows_leases: bool,
+    /// Answers for names where the host's own server cannot.
+    relay: Relay,
     /// When to reconcile.
     due: Option<Instant>,
     /// When to read the operator's files, because a command was at it.
@@ -223,6 +229,7 @@ impl<'a> Agent<'a> {
             kernel_log,
             lease_watch: LeaseWatch::open(),
             follows_leases: false,
+            relay: Relay::default(),
             due: None,
             reload_due: None,
             rerouted: false,
@@ -237,10 +244,27 @@ impl<'a> Agent<'a> {
     /// Plans a reconcile for what has changed.
     fn note(&mut self, changes: Changes) {
         let firm = Changes::LINK.with(Changes::ADDRESS).with(Changes::ROUTE).with(Changes::RULES);
-        self.rerouted |= changes.any_of(Changes::ROUTE);
+        let firm = firm.with(Changes::SETTING);
+        if changes.any_of(Changes::ROUTE) && !std::mem::replace(&mut self.rerouted, true) {
+            self.look_again();
+        }
         if !changes.is_empty() {
             let after = if changes.any_of(firm) { SETTLE } else { SETTLE_NEIGHBOURS };
             self.plan(after);
+        }
+    }
+
+    /// Has flows look at their way again at once: where a VPN has taken the default route, nothing goes on beside it. Where a command
+    /// holds the lock, the reconcile that is planned does it.
+    fn look_again(&self) {
+        match Lock::try_take_existing(self.instance) {
+            Ok(Some(_lock)) => {
+                if let Err(error) = self.tables.bump_generation() {
+                    warn!("flows do not look at their way again yet: {error:#}");
+                }
+            }
+            Ok(None) => {}
+            Err(error) => debug!("flows look at their way with the next reconcile: {error:#}"),
         }
     }
 
@@ -276,6 +300,7 @@ impl<'a> Agent<'a> {
         }
         self.look_ahead(&state);
         let done = done?;
+        self.relay.settle(self.instance, &state, &facts);
         for change in done.changes.iter().chain(&done.forwards) {
             info!("{change}");
         }

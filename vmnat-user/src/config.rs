@@ -27,5 +27,3 @@ pub use self::{
     read::{Config, Rule, parse},
     write::{effective, sample},
 };
-#[cfg(test)]
-pub(crate) use self::{key::Scope, keys::STATE_KEYS};

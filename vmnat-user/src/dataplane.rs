@@ -53,6 +53,8 @@ pub mod map {
     pub const BRIDGE_PORT: &str = "BRIDGE_PORT";
     /// Uplinks.
     pub const UPLINK: &str = "UPLINK";
+    /// Routers behind uplinks.
+    pub const GATEWAY: &str = "GATEWAY";
     /// Port forwards.
     pub const FORWARD: &str = "FORWARD";
     /// Which of the port forwards are in use.
@@ -73,6 +75,8 @@ pub mod map {
     pub const LEASE: &str = "LEASE";
     /// Stations.
     pub const STATION: &str = "STATION";
+    /// Services of the gateways.
+    pub const SERVICE: &str = "SERVICE";
     /// Port bits.
     pub const PORT_POOL: &str = "PORT_POOL";
     /// The settings.
@@ -81,13 +85,14 @@ pub mod map {
     pub const OUTCOMES: &str = "OUTCOMES";
 
     /// All of them.
-    pub const ALL: [&str; 19] = [
+    pub const ALL: [&str; 21] = [
         FLOW,
         MAPPING,
         NETWORK,
         UNTRANSLATED,
         BRIDGE_PORT,
         UPLINK,
+        GATEWAY,
         FORWARD,
         FORWARD_ACTIVE,
         FORWARD_PORT,
@@ -98,6 +103,7 @@ pub mod map {
         GUEST,
         LEASE,
         STATION,
+        SERVICE,
         PORT_POOL,
         SETTINGS,
         OUTCOMES,
@@ -114,8 +120,16 @@ pub mod program {
     pub const OUTBOUND_BRIDGE: &str = "outbound_bridge";
     /// Ingress of an uplink.
     pub const INBOUND: &str = "inbound";
+    /// Ingress of an uplink without Ethernet header.
+    pub const INBOUND_BARE: &str = "inbound_bare";
+    /// Ingress of a port of an uplink that is a bridge.
+    pub const INBOUND_PORT: &str = "inbound_port";
+    /// Ingress of an uplink that is a bridge.
+    pub const INBOUND_BRIDGE: &str = "inbound_bridge";
     /// Egress of an uplink.
     pub const GUARD: &str = "guard";
+    /// Egress of an uplink without Ethernet header.
+    pub const GUARD_BARE: &str = "guard_bare";
     /// Ingress of the inner way out of the quiet room: what the world sent.
     pub const ROOM_INWARD: &str = "room_inward";
     /// Ingress of the outer way out of the quiet room: what guests sent.
@@ -126,8 +140,20 @@ pub mod program {
     pub const CLOCK: &str = "clock";
 
     /// All classifiers.
-    pub const ALL: [&str; 8] =
-        [OUTBOUND_PORT, OUTBOUND_BRIDGE, INBOUND, GUARD, ROOM_INWARD, ROOM_OUTWARD, REAPER, CLOCK];
+    pub const ALL: [&str; 12] = [
+        OUTBOUND_PORT,
+        OUTBOUND_BRIDGE,
+        INBOUND,
+        INBOUND_BARE,
+        INBOUND_PORT,
+        INBOUND_BRIDGE,
+        GUARD,
+        GUARD_BARE,
+        ROOM_INWARD,
+        ROOM_OUTWARD,
+        REAPER,
+        CLOCK,
+    ];
 
     /// A program of the host's own sockets.
     #[derive(Clone, Copy, Debug)]

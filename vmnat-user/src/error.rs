@@ -32,24 +32,36 @@ pub enum Error {
         /// Which bridges there are.
         hint: String,
     },
-    /// Its link layer is not Ethernet.
+    /// Its link layer is neither Ethernet nor none at all.
     #[error(
-        "uplink \"{name}\" has no Ethernet (tun, WireGuard, ppp and the like): replies could not reach the guests, so it is for a later release; name another with `--uplink`"
+        "uplink \"{name}\" carries neither Ethernet frames nor bare IP packets, so guests cannot use it: name another with `--uplink`"
     )]
-    NoEthernet {
+    UnknownLinkLayer {
         /// The uplink.
         name: String,
     },
+    /// The bridge that it is a port of has its packets.
+    #[error(
+        "uplink \"{name}\" is a port of bridge {bridge}, which has the address and the packets: use `--uplink {bridge}`"
+    )]
+    PortAsUplink {
+        /// The port.
+        name: String,
+        /// The bridge.
+        bridge: String,
+    },
     /// No IPv4 address to translate to.
     #[error(
-        "uplink \"{name}\" has no IPv4 address: bring it up (for example with dhclient), or use `--wait 30s` to wait for one"
+        "uplink \"{name}\" has no IPv4 address: bring it up (for example with dhclient), use `--wait 30s` to wait for one, or `--wait 0` to start without"
     )]
     NoUplinkAddress {
         /// The uplink.
         name: String,
     },
     /// No default route and no uplink named.
-    #[error("there is no IPv4 default route to follow: name the uplink with `--uplink`, or use `--wait 30s`")]
+    #[error(
+        "there is no IPv4 default route to follow: name the uplink with `--uplink`, use `--wait 30s` to wait for one, or `--wait 0` to start without"
+    )]
     NoDefaultRoute,
     /// The kernel cannot run the dataplane.
     #[error("this kernel ({release}) cannot run vmnat: {why}. Linux 6.1 or later is needed")]
@@ -138,6 +150,9 @@ pub enum Error {
     /// The answer is no, and was told or is not to be.
     #[error("")]
     Silent,
+    /// Guests lack something; the report has told it.
+    #[error("")]
+    Offline,
     /// A port forward is to be bound to what is no uplink.
     #[error("\"{name}\" is no uplink of this instance; {hint}")]
     NoUplink {
@@ -241,7 +256,8 @@ impl Error {
             Self::NotPermitted { .. } => Exit::NotPermitted,
             Self::NoInterface { .. }
             | Self::NotABridge { .. }
-            | Self::NoEthernet { .. }
+            | Self::UnknownLinkLayer { .. }
+            | Self::PortAsUplink { .. }
             | Self::NoUplink { .. }
             | Self::NoDefaultRoute => Exit::NoInterface,
             Self::NoUplinkAddress { .. } => Exit::NoUplinkAddress,
@@ -260,6 +276,7 @@ impl Error {
             Self::UnknownLayout { .. } => Exit::UnknownLayout,
             Self::Partial { .. } => Exit::Partial,
             Self::Degraded { .. } => Exit::Degraded,
+            Self::Offline => Exit::Offline,
             Self::BadConfig(faults) => faults.exit(),
             Self::Foreign { .. } => Exit::Conflict,
             Self::NoConfig { .. } | Self::Trouble { .. } | Self::Usage(_) => Exit::Usage,

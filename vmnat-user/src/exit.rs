@@ -32,11 +32,13 @@ pub enum Exit {
     Partial = 12,
     /// The instance runs, and its agent or a hook is missing.
     Degraded = 13,
+    /// `doctor` has found that guests lack something.
+    Offline = 14,
 }
 
 impl Exit {
     /// Every code.
-    pub const ALL: [Self; 14] = [
+    pub const ALL: [Self; 15] = [
         Self::Ok,
         Self::Failed,
         Self::Usage,
@@ -51,6 +53,7 @@ impl Exit {
         Self::UnknownLayout,
         Self::Partial,
         Self::Degraded,
+        Self::Offline,
     ];
 
     /// The number that the process returns.
@@ -77,6 +80,7 @@ impl Exit {
             Self::UnknownLayout => "pinned maps have a layout that this version does not know",
             Self::Partial => "done in part; each step that failed is named",
             Self::Degraded => "`status`: the agent or a hook is missing; `up` puts it back",
+            Self::Offline => "`doctor`: guests are offline, or lack DHCP, names or each other",
         }
     }
 }

@@ -39,6 +39,20 @@ pub struct Facts {
     pub neighbours: Vec<NeighbourFact>,
     /// Forwarding tables of bridges.
     pub fdb: Vec<FdbFact>,
+    /// Where the host itself would leave for the world.
+    pub exit: Exit,
+}
+
+/// The kernel's own answer to where the world is: policy rules, split default routes and VPNs that own the default route included.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Exit {
+    /// Nobody asked: the main table's default route counts.
+    #[default]
+    Unasked,
+    /// Nowhere: there is no route, or one that forbids it.
+    Nowhere,
+    /// By the interface of this index.
+    By(u32),
 }
 
 /// An interface.
@@ -67,8 +81,10 @@ pub struct LinkFact {
     pub port_state: Option<u8>,
     /// It is a bridge's port that may not talk to other isolated ports.
     pub isolated: bool,
-    /// It carries IP without an Ethernet header (`ARPHRD` other than Ethernet).
+    /// Its link layer is not Ethernet (`ARPHRD`).
     pub no_ethernet: bool,
+    /// It carries bare IP packets (tun, `WireGuard`, ppp, ipip).
+    pub bare: bool,
     /// It is the loopback interface.
     pub loopback: bool,
 }
@@ -84,6 +100,14 @@ pub struct AddressFact {
     pub prefix: u8,
     /// It is not the first of its subnet.
     pub secondary: bool,
+}
+
+impl LinkFact {
+    /// True where vmnat can serve it as an uplink: with an Ethernet header, or with none at all.
+    #[must_use]
+    pub const fn can_be_uplink(&self) -> bool {
+        !self.loopback && (!self.no_ethernet || self.bare)
+    }
 }
 
 impl AddressFact {
@@ -181,10 +205,35 @@ impl Facts {
         defaults.filter(|route| route.oif.is_some()).min_by_key(|route| route.metric)
     }
 
-    /// The interface of the default route that wins.
+    /// The interface by which the host leaves for the world.
     #[must_use]
     pub fn default_uplink(&self) -> Option<&LinkFact> {
-        self.link_at(self.default_route()?.oif?)
+        match self.exit {
+            Exit::Unasked => self.link_at(self.default_route()?.oif?),
+            Exit::Nowhere => None,
+            Exit::By(index) => self.link_at(index),
+        }
+    }
+
+    /// The interfaces to which some default route leads, of whatever table; half of the addresses is as good as a default route,
+    /// since VPNs write two halves.
+    pub fn exits(&self) -> impl Iterator<Item = &LinkFact> {
+        let leads = |link: &LinkFact| {
+            let mut routes = self.routes.iter().filter(|route| route.destination.prefix_len() <= 1);
+            routes.any(|route| route.oif == Some(link.index))
+        };
+        self.links.iter().filter(move |link| leads(link))
+    }
+
+    /// The router behind an interface: of its default route, the main table's before all others. Unspecified where the link has
+    /// but one other end; none where there is no telling.
+    #[must_use]
+    pub fn router_behind(&self, link: &LinkFact) -> Option<Address> {
+        let defaults = self.routes.iter().filter(|route| route.is_default() && route.oif == Some(link.index));
+        let best =
+            defaults.min_by_key(|route| (route.gateway.is_none(), route.table != MAIN_TABLE, route.metric));
+        let router = best.and_then(|route| route.gateway);
+        if link.bare { Some(router.unwrap_or(Address::UNSPECIFIED)) } else { router }
     }
 
     /// The addresses of an interface.

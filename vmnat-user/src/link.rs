@@ -24,6 +24,7 @@ pub use self::{
 };
 use crate::{
     dataplane::program,
+    facts::LinkFact,
     paths::Instance,
     rawbpf::{self, TcxPoint},
     state::{HookMode, State},
@@ -83,15 +84,31 @@ pub struct Hook {
 }
 
 impl Hook {
+    /// The hook at which nothing leaves an interface with a guest's source.
+    #[must_use]
+    pub fn guard(link: &LinkFact) -> Self {
+        let program = if link.bare { program::GUARD_BARE } else { program::GUARD };
+        Self { interface: link.name.clone(), ifindex: link.index, point: Point::Egress, program }
+    }
+
     /// The hooks of an uplink: the guard stands before the first packet is let in.
     #[must_use]
-    pub fn of_uplink(interface: &str, ifindex: u32) -> [Self; 2] {
-        [(Point::Egress, program::GUARD), (Point::Ingress, program::INBOUND)].map(|(point, program)| Self {
-            interface: interface.to_owned(),
-            ifindex,
-            point,
-            program,
-        })
+    pub fn of_uplink(link: &LinkFact) -> [Self; 2] {
+        let program = match link {
+            LinkFact { bare: true, .. } => program::INBOUND_BARE,
+            LinkFact { is_bridge: true, .. } => program::INBOUND_BRIDGE,
+            _ => program::INBOUND,
+        };
+        let inbound =
+            Self { interface: link.name.clone(), ifindex: link.index, point: Point::Ingress, program };
+        [Self::guard(link), inbound]
+    }
+
+    /// The hook of a port of an uplink that is a bridge.
+    #[must_use]
+    pub fn of_uplinks_port(interface: &str, ifindex: u32) -> Self {
+        let program = program::INBOUND_PORT;
+        Self { interface: interface.to_owned(), ifindex, point: Point::Ingress, program }
     }
 
     /// The hook of a bridge.

@@ -14,7 +14,8 @@ use vmnat_common::{
     bridge::{BridgePort, BridgePortFlags},
     forward::{Forward, SourceKey},
     network::{Network, NetworkKey},
-    uplink::{Uplink, UplinkFlags},
+    service::{Service, ServiceKey},
+    uplink::Uplink,
 };
 
 pub use self::uplinks::followed;
@@ -22,7 +23,7 @@ use crate::{
     error::Error,
     facts::{Facts, LinkFact, PORT_FORWARDING},
     link::Hook,
-    room,
+    room, services,
     state::{Filtering, State},
 };
 
@@ -44,6 +45,10 @@ pub struct Plan {
     pub bridge_port: Vec<(u32, BridgePort)>,
     /// The `UPLINK` map.
     pub uplink: Vec<(u32, Uplink)>,
+    /// The `SERVICE` map.
+    pub service: Vec<(ServiceKey, Service)>,
+    /// The `GATEWAY` map.
+    pub gateway: Vec<(u32, Address)>,
     /// The port forwards, in the order of their first endpoints, none over another.
     pub forward: Vec<Forward>,
     /// The `FORWARD_SOURCE` map's keys.
@@ -65,6 +70,8 @@ pub struct Circumstances {
     pub closed: HashSet<u32>,
     /// The host's ends of the quiet room.
     pub room: Option<room::Ends>,
+    /// The loopback lets in nothing of guests.
+    pub loopback_is_strict: bool,
 }
 
 /// A network and the bridge it is behind.
@@ -91,8 +98,10 @@ pub fn plan(state: &State, facts: &Facts, circumstances: &Circumstances) -> Resu
     let networks = networks(state, facts, &bridges);
     check_overlaps(&networks, &uplinks, facts)?;
     for uplink in &uplinks {
-        plan_uplink(uplink, facts, &mut plan);
+        uplinks::plan_uplink(uplink, facts, circumstances, &mut plan);
     }
+    let guarded = uplinks::guarded(state, facts, &uplinks);
+    plan.hooks.extend(guarded.into_iter().map(Hook::guard));
     for bridge in &bridges {
         plan_bridge(bridge, facts, circumstances, &mut plan);
         if !networks.iter().any(|network| network.bridge == bridge.index) {
@@ -101,6 +110,7 @@ pub fn plan(state: &State, facts: &Facts, circumstances: &Circumstances) -> Resu
     }
     plan.network = networks.iter().map(entry_of).collect();
     plan.untranslated = state.untranslated.iter().copied().map(key_of).collect();
+    plan.service = services::entries(state, facts, circumstances.loopback_is_strict);
     forwards::plan_forwards(state, facts, &networks, &uplinks, &mut plan);
     plan.room.clone_from(&circumstances.room);
     plan.hooks.extend(plan.room.iter().flat_map(room::Ends::hooks));
@@ -180,20 +190,6 @@ fn check_overlaps(networks: &[PlannedNetwork], uplinks: &[&LinkFact], facts: &Fa
 /// True when two subnets share an address: of two prefixes, one then holds the other.
 fn overlap(one: Ipv4Net, other: Ipv4Net) -> bool {
     one.contains(&other.network()) || other.contains(&one.network())
-}
-
-fn plan_uplink(link: &LinkFact, facts: &Facts, plan: &mut Plan) {
-    let address = facts.primary_address(link.index).unwrap_or(Address::UNSPECIFIED);
-    if address.is_unspecified() {
-        plan.warnings.push(format!("uplink {} has no IPv4 address: guests cannot use it", link.name));
-    }
-    if !link.up {
-        plan.warnings.push(format!("uplink {} is down", link.name));
-    }
-    let flags = if link.no_ethernet { UplinkFlags::NO_ETHERNET } else { 0 };
-    let mac = link.mac.unwrap_or(Mac::ZERO);
-    plan.uplink.push((link.index, Uplink { address, mtu: mtu_of(link), mac, flags }));
-    plan.hooks.extend(Hook::of_uplink(&link.name, link.index));
 }
 
 fn plan_bridge(bridge: &LinkFact, facts: &Facts, circumstances: &Circumstances, plan: &mut Plan) {

@@ -32,7 +32,7 @@ use crate::{
     link::{self, Point},
     paths::Instance,
     plan::{self, Circumstances, Plan},
-    room,
+    room, services,
     state::{Filtering, State},
     tables::{Table, Tables},
 };
@@ -83,15 +83,18 @@ pub fn fill(
     let directory = |state: &State| Directory::gather(state, facts, tables);
     crate::forwards::refresh(state, directory)?;
     sysctls::survey(state, facts, done);
+    let loopback_is_strict = services::loopback::settle(state, !outline.service.is_empty(), done);
     let room = room::settle(instance, tables, facts, &outline)?;
     done.changes.extend(room.changes);
     let circumstances = Circumstances {
         obstructed: obstructed(state, facts),
         closed: sysctls::closed(state),
         room: room.ends,
+        loopback_is_strict,
     };
     let mut plan = plan::plan(state, facts, &circumstances)?;
     plan.warnings.extend(room.warnings);
+    plan.warnings.extend(services::warnings(&plan.service, loopback_is_strict));
     if let (true, [(_, name)]) = (state.uplinks.is_empty(), &plan.uplinks[..]) {
         state.followed.clone_from(name);
     }
@@ -176,6 +179,7 @@ pub fn flush(tables: &Tables, is_doomed: impl Fn(&FlowKey, &Session) -> bool) ->
 /// nftables.
 fn obstructed(state: &State, facts: &Facts) -> HashMap<u32, String> {
     let bridges = state.bridges.iter().filter_map(|bridge| facts.link(&bridge.name));
+    let bridges = bridges.chain(plan::uplinks(state, facts).into_iter().filter(|uplink| uplink.is_bridge));
     let rules = facts::port_rules();
     let rules = rules.inspect_err(|error| warn!("the rules of nftables cannot be listed: {error}"));
     let rules = rules.unwrap_or_default();
@@ -211,6 +215,14 @@ fn settle_maps(tables: &Tables, plan: &Plan, facts: &Facts, done: &mut Reconcile
     note(settle(&tables.uplink, &plan.uplink, |index, value| {
         format!("uplink {} with address {}", facts.name_of(*index), value.address)
     })?);
+    note(settle(&tables.gateway, &plan.gateway, |index, router| {
+        let name = facts.name_of(*index);
+        if router.is_unspecified() {
+            format!("answers by uplink {name}")
+        } else {
+            format!("answers by uplink {name} through {router}")
+        }
+    })?);
     note(settle(&tables.bridge_port, &plan.bridge_port, |index, value| {
         let name = facts.name_of(*index);
         if *index == value.bridge {
@@ -226,6 +238,10 @@ fn settle_maps(tables: &Tables, plan: &Plan, facts: &Facts, done: &mut Reconcile
     let untranslated: Vec<_> = plan.untranslated.iter().map(|key| (*key, 1)).collect();
     note(settle(&tables.untranslated, &untranslated, |key, _| {
         format!("no translation towards {}/{}", key.address, key.prefix)
+    })?);
+    done.changes.extend(settle(&tables.service, &plan.service, |key, _| {
+        let (bridge, protocol) = (facts.name_of(key.bridge), services::protocol_name(key.protocol));
+        format!("service {}/{protocol} at {} for guests of {bridge}", key.port, key.address)
     })?);
     done.forwards.extend(forwards::settle(tables, plan)?);
     let flushed = flush_orphans(tables, &uplinks, &networks, plan)?;

@@ -17,7 +17,7 @@ use std::fs::File;
 use anyhow::{Context as _, Result};
 use ipnet::Ipv4Net;
 use tracing::debug;
-use vmnat_common::{network::NetworkKey, room::Room};
+use vmnat_common::{Address, network::NetworkKey, room::Room};
 
 use self::door::Door;
 use crate::{
@@ -26,6 +26,7 @@ use crate::{
     link::{Hook, Point},
     paths::Instance,
     plan::Plan,
+    services,
     tables::Tables,
 };
 
@@ -44,6 +45,8 @@ struct Wish {
     outer_mtu: u32,
     /// Where guests are.
     networks: Vec<Ipv4Net>,
+    /// Gateways at which the relay for names waits inside.
+    relays: Vec<Address>,
 }
 
 impl Wish {
@@ -57,6 +60,7 @@ impl Wish {
             inner_mtu: smallest(&mut bridges.map(|(_, bridge)| bridge.mtu)),
             outer_mtu: smallest(&mut plan.uplink.iter().map(|(_, uplink)| uplink.mtu)),
             networks: plan.network.iter().filter_map(|(key, _)| subnet(*key)).collect(),
+            relays: services::relayed(&plan.service),
         }
     }
 }
@@ -193,6 +197,15 @@ pub fn remove(instance: &Instance) -> Result<Option<String>> {
     Ok(removed.then(|| "removed the quiet room".to_owned()))
 }
 
+/// Lets `work` run in the room's namespace; none where there is none to enter.
+///
+/// # Errors
+/// Those of `work`.
+pub fn inside<T: Send>(instance: &Instance, work: impl FnOnce() -> Result<T> + Send) -> Result<Option<T>> {
+    let Some(namespace) = namespace::find(&instance.room()) else { return Ok(None) };
+    namespace::inside(&namespace, work).map(Some)
+}
+
 fn tell(tables: &Tables, room: Room) -> Result<()> {
     let mut settings = tables.settings()?;
     if settings.room != room {
@@ -230,6 +243,7 @@ fn build(instance: &Instance, wish: &Wish, settled: &mut Settled) -> Result<Ends
 fn arrange(namespace: &File, ends: &Ends, wish: &Wish, settled: &mut Settled) -> Result<bool> {
     let arranged = namespace::inside(namespace, || {
         let Some(doors) = interior::doors(ends.indices())? else { return Ok(None) };
+        interior::settle_addresses(&wish.relays)?;
         Ok(Some((interior::settle_ways(wish, doors)?, order::settle())))
     })?;
     let Some((moved, order)) = arranged else { return Ok(false) };

@@ -88,6 +88,9 @@ pub struct State {
     pub file: FileLayer,
     /// Kernel settings to put back.
     pub sysctls: Vec<SysctlRecord>,
+    /// The loopback's setting that services need, to put back.
+    #[serde(default)]
+    pub loopback: Option<crate::sysctl::Change>,
     /// Filters to remove.
     pub filters: Vec<FilterRecord>,
     /// Interfaces that got their clsact queueing discipline from vmnat, by index and name.
@@ -126,6 +129,7 @@ impl State {
             untranslated: Vec::new(),
             file: FileLayer::default(),
             sysctls: Vec::new(),
+            loopback: None,
             filters: Vec::new(),
             qdiscs: BTreeMap::new(),
             log: String::new(),

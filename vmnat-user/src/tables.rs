@@ -21,6 +21,7 @@ use vmnat_common::{
     network::{Network, NetworkKey},
     quota::Guest,
     reap::{self, Mode, Verdict},
+    service::{Service, ServiceKey},
     session::Session,
     settings::Settings,
     station::{Station, StationKey},
@@ -53,6 +54,8 @@ pub struct Tables {
     pub bridge_port: Table<u32, BridgePort>,
     /// Uplinks, by interface index.
     pub uplink: Table<u32, Uplink>,
+    /// Routers behind uplinks, by interface index.
+    pub gateway: Table<u32, Address>,
     /// Sources that may use a port forward.
     pub forward_source: Table<SourceKey, u32>,
     /// What went through each port forward, by its number.
@@ -65,6 +68,8 @@ pub struct Tables {
     pub lease: Table<Address, Lease>,
     /// Stations of the bridges.
     pub station: Table<StationKey, Station>,
+    /// Services of the gateways that guests may use.
+    pub service: Table<ServiceKey, Service>,
     /// Words of port bits.
     pub port_pool: Table<u32, u64>,
     forward: Table<u32, Forward>,
@@ -127,6 +132,7 @@ impl Tables {
             untranslated: Table::open(&instance.map(map::UNTRANSLATED))?,
             bridge_port: Table::open(&instance.map(map::BRIDGE_PORT))?,
             uplink: Table::open(&instance.map(map::UPLINK))?,
+            gateway: Table::open(&instance.map(map::GATEWAY))?,
             forward: Table::open(&instance.map(map::FORWARD))?,
             forward_active: Table::open(&instance.map(map::FORWARD_ACTIVE))?,
             forward_port: Table::open(&instance.map(map::FORWARD_PORT))?,
@@ -136,6 +142,7 @@ impl Tables {
             guest: Table::open(&instance.map(map::GUEST))?,
             lease: Table::open(&instance.map(map::LEASE))?,
             station: Table::open(&instance.map(map::STATION))?,
+            service: Table::open(&instance.map(map::SERVICE))?,
             port_pool: Table::open(&instance.map(map::PORT_POOL))?,
             settings: Table::open(&instance.map(map::SETTINGS))?,
             outcomes: Table::open(&instance.map(map::OUTCOMES))?,

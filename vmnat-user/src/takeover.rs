@@ -105,6 +105,12 @@ fn open(tables: &Tables, translation: &Translation, place: &Place, now: Moment) 
     let mapped = !forwarded && claim(tables, protocol.number(), internal, external, now)?;
     let mut flags = Flags::IMPORTED;
     flags |= if forwarded { Flags::FORWARDED } else { 0 };
+    // What came in by an uplink is answered by it.
+    let of_guest = match (forwarded, mapped) {
+        (true, _) => Flags::ANSWERS,
+        (false, true) => Flags::MAPPED,
+        (false, false) => 0,
+    };
     let inbound = Session {
         out_if: place.bridge.bridge,
         in_if: place.uplink,
@@ -119,7 +125,7 @@ fn open(tables: &Tables, translation: &Translation, place: &Place, now: Moment) 
         mtu: place.uplink_mtu,
         tcp_seen: seen_outbound,
         packets: u64::from(replied || !forwarded),
-        ..half(&key, internal, external, flags | if mapped { Flags::MAPPED } else { 0 }, now)
+        ..half(&key, internal, external, flags | of_guest, now)
     };
     if !tables.flow.insert(&reverse, &inbound)? {
         return release(tables, mapped, protocol.number(), internal, external);

@@ -12,7 +12,7 @@ use crate::{
     paths::Instance,
     reconcile::sysctls,
     rest::Snapshot,
-    room,
+    room, services,
     state::{self, HookMode, Lock, State},
     tables::Tables,
 };
@@ -61,6 +61,7 @@ pub async fn teardown(instance: &Instance, handle: &Handle) -> Result<TornDown> 
     done.note(agent::end(instance).map(|ran| ran.then(|| "ended the agent".to_owned())));
     // While the guard still stands: what the bridge forwarded before is the kernel's again, untranslated.
     restore_sysctls(&mut state, handle, &mut done).await;
+    done.note(services::loopback::restore(&mut state));
     // What the programs are told of a room must not outlive it; without maps there is nobody to tell.
     if let Ok(tables) = Tables::open(instance) {
         done.note(room::close(&tables).map(|()| None));

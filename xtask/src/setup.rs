@@ -4,8 +4,10 @@
 //! machine that got it another way is left alone.
 
 pub mod cargo_fuzz;
+pub mod dnsmasq;
 pub mod guest_kernel;
 pub mod guest_root;
+pub mod hosts;
 mod kernel;
 mod linker;
 mod packages;
@@ -28,8 +30,10 @@ pub struct Args {
 pub enum Scope {
     /// Building, checks and unit tests.
     Build,
-    /// The lab as well: namespaces, firewalls, a guest; needs root.
+    /// The lab as well: namespaces, firewalls, a guest, and the hosts that `./dev test` plays; needs root.
     Lab,
+    /// Every host of the hosts tier too.
+    Hosts,
 }
 
 /// Sets up and says that all is there.
@@ -41,19 +45,25 @@ pub fn run(args: &Args) -> Result<()> {
 
 /// Installs what is missing for `scope`; prints nothing when nothing is.
 pub fn ensure(scope: Scope) -> Result<()> {
-    if scope == Scope::Lab {
+    if scope != Scope::Build {
         ensure!(kernel::is_root()?, "the lab needs root (namespaces, BPF programs): run it with sudo");
         kernel::ensure_bare()?;
     }
     packages::ensure(packages::BUILD)?;
     toolchain::ensure()?;
     linker::ensure()?;
-    if scope == Scope::Lab {
+    if scope != Scope::Build {
         packages::ensure(packages::LAB)?;
         kernel::ensure_lab()?;
         guest_kernel::ensure()?;
         guest_root::ensure()?;
         stun::ensure()?;
+        dnsmasq::ensure()?;
+        hosts::ensure(if scope == Scope::Hosts {
+            &[hosts::BOOKWORM, hosts::TRIXIE]
+        } else {
+            &[hosts::BOOKWORM]
+        })?;
     }
     Ok(())
 }

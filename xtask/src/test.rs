@@ -1,15 +1,15 @@
-//! `test`: the checks, then the four tiers, then one line that adds them up.
+//! `test`: the checks, then the four tiers and a short cut of the fifth, then one line that adds them up.
 
-use std::process::Command;
+use std::{fs, io::ErrorKind, path::PathBuf, process::Command};
 
-use anyhow::{Result, ensure};
+use anyhow::{Context as _, Result, ensure};
 use clap::{Parser, ValueEnum};
 
 use crate::{
     check::{CHECKS, Check},
-    command::{self, cargo},
+    command::{self, cargo, program},
     demo, project, setup,
-    setup::{guest_kernel, guest_root, stun},
+    setup::{dnsmasq, guest_kernel, guest_root, hosts, stun},
     steps::Steps,
 };
 
@@ -25,7 +25,7 @@ pub struct Args {
 
 #[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
 enum Choice {
-    /// The checks and all four tiers
+    /// The checks, the first four tiers, and of the hosts those that need one tree
     All,
     /// Pure rules, without root
     Unit,
@@ -35,6 +35,8 @@ enum Choice {
     Netns,
     /// A real QEMU guest
     Vm,
+    /// The real software that cuts guests off, each in a machine of namespaces
+    Hosts,
 }
 
 /// A tier, and what its `cargo test` is told.
@@ -46,7 +48,7 @@ struct Tier {
     harness: &'static [&'static str],
 }
 
-const TIERS: [Tier; 4] = [
+const TIERS: [Tier; 5] = [
     Tier {
         choice: Choice::Unit,
         name: "unit",
@@ -61,7 +63,16 @@ const TIERS: [Tier; 4] = [
         harness: &["--test-threads=2"],
     },
     Tier { choice: Choice::Vm, name: "vm", selection: &["--test", "vm"], harness: &["--test-threads=1"] },
+    Tier {
+        choice: Choice::Hosts,
+        name: "hosts",
+        selection: &["--test", "hosts"],
+        harness: &["--test-threads=2"],
+    },
 ];
+
+/// What `./dev test` leaves to `./dev test hosts`.
+const LONG_HOSTS: [&str; 2] = ["--skip", "full::"];
 
 /// Runs what was asked for to the end, whatever fails on the way.
 pub fn run(args: &Args) -> Result<()> {
@@ -69,10 +80,16 @@ pub fn run(args: &Args) -> Result<()> {
     let tiers: Vec<_> = TIERS.iter().filter(|tier| [tier.choice, Choice::All].contains(choice)).collect();
     let checks = if *choice == Choice::All { &CHECKS[..] } else { &[] };
     let in_lab = *choice != Choice::Unit;
-    let total = checks.len().saturating_add(tiers.len()).saturating_add(if in_lab { 2 } else { 1 });
+    let has_hosts = tiers.iter().any(|tier| tier.choice == Choice::Hosts);
+    let around = 1_usize.saturating_add(in_lab.into()).saturating_add(has_hosts.into());
+    let scope = match choice {
+        Choice::Unit => setup::Scope::Build,
+        Choice::Hosts => setup::Scope::Hosts,
+        _ => setup::Scope::Lab,
+    };
 
-    let mut steps = Steps::new(total);
-    steps.step("set-up", || setup::ensure(if in_lab { setup::Scope::Lab } else { setup::Scope::Build }))?;
+    let mut steps = Steps::new(checks.len().saturating_add(tiers.len()).saturating_add(around));
+    steps.step("set-up", || setup::ensure(scope))?;
     let mut tally = Tally::default();
     for Check { title, work } in checks {
         tally.note(title, steps.step(title, work));
@@ -82,14 +99,44 @@ pub fn run(args: &Args) -> Result<()> {
     }
     for tier in tiers {
         let result = steps.step(tier.name, || {
-            command::run_lines(&mut tier.command(filter.as_deref()), |line| {
+            let mut command = tier.command(filter.as_deref());
+            if tier.choice == Choice::Hosts {
+                forget_matrix()?;
+                if *choice == Choice::All {
+                    command.args(LONG_HOSTS);
+                }
+            }
+            command::run_lines(&mut command, |line| {
                 println!("{line}");
                 tally.add(line);
             })
         });
         tally.note(tier.name, result);
     }
+    if has_hosts {
+        tally.note("matrix", steps.step("matrix", print_matrix));
+    }
     tally.close()
+}
+
+/// Where the hosts tier notes what it finds.
+fn results() -> PathBuf {
+    project::target().join("hosts-results")
+}
+
+fn forget_matrix() -> Result<()> {
+    match fs::remove_dir_all(results()) {
+        Err(error) if error.kind() != ErrorKind::NotFound => {
+            Err(error).with_context(|| format!("cannot remove {}", results().display()))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// Prints the table of what the hosts tier has found; a whole one is compared with docs/hosts.md, or written there.
+fn print_matrix() -> Result<()> {
+    let mut matrix = program(&project::built("hosts").to_string_lossy(), [results()]);
+    command::run(matrix.arg(project::root().join("docs/hosts.md")))
 }
 
 impl Tier {
@@ -100,7 +147,8 @@ impl Tier {
         }
         command.args(self.selection).arg("--").args(self.harness).args(filter);
         command.env(guest_kernel::VARIABLE, guest_kernel::dir()).env(guest_root::VARIABLE, guest_root::dir());
-        command.env(stun::VARIABLE, stun::dir());
+        command.env(stun::VARIABLE, stun::dir()).env(dnsmasq::VARIABLE, dnsmasq::dir());
+        command.env(hosts::VARIABLE, hosts::dir()).env(hosts::RESULTS, results());
         command.env(project::VMNAT, project::built("vmnat"));
         command
     }

@@ -1,5 +1,7 @@
 //! What a guest, the host or a stranger tries: connect, ask, ping, download.
 
+mod names;
+
 use std::{
     io::{BufRead, BufReader, ErrorKind, Read, Write},
     net::{Ipv4Addr, Shutdown, SocketAddr, SocketAddrV4, TcpStream, UdpSocket},
@@ -15,6 +17,8 @@ use super::{
     namespace::Namespace,
     service::{content, sha256},
 };
+
+pub use self::names::{Transport, resolve};
 
 /// How long a try may take before it counts as cut off.
 pub const PATIENCE: Duration = Duration::from_secs(5);

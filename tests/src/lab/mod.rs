@@ -4,15 +4,18 @@
 //! vmnat's pins, state, port forwards and agent of one lab are out of reach of all others and of the machine.
 
 pub mod client;
+pub mod dnsmasq;
 pub mod firewall;
 pub mod frame;
 pub mod iperf;
 mod machine;
 pub mod namespace;
 pub mod offload;
+pub mod resolver;
 pub mod service;
 pub mod snapshot;
 pub mod stun;
+pub mod uplink;
 pub mod vmnat;
 pub mod watch;
 
@@ -90,6 +93,8 @@ pub struct Setup {
     pub rp_filter: u8,
     /// `net.bridge.bridge-nf-call-iptables`.
     pub br_netfilter: bool,
+    /// Whether there is a bridge; otherwise whoever uses the lab makes one, and the guests too.
+    pub bridge: bool,
 }
 
 impl Default for Setup {
@@ -101,6 +106,7 @@ impl Default for Setup {
             ip_forward: false,
             rp_filter: 0,
             br_netfilter: false,
+            bridge: true,
         }
     }
 }
@@ -154,7 +160,10 @@ impl Lab {
         let guests = Vec::new();
         let mut lab =
             Self { guests, host, router, world, leaks, log, services, is_sound: false, _mounts: mounts };
-        lab.make_bridge(setup)?;
+        lab.settle(setup)?;
+        if setup.bridge {
+            lab.make_bridge(setup)?;
+        }
         for _ in 0..setup.guests {
             lab.add_guest()?;
         }
@@ -162,15 +171,21 @@ impl Lab {
         Ok(lab)
     }
 
-    fn make_bridge(&self, setup: Setup) -> Result<()> {
+    fn make_bridge(&mut self, setup: Setup) -> Result<()> {
         let mac = written(BRIDGE_MAC);
         self.host.ip(&format!(
             "link add virbr0 address {mac} type bridge stp_state 0 forward_delay 0\n\
              address add {GATEWAY}/24 dev virbr0\n\
              link set virbr0 up\n"
         ))?;
-        // A new namespace may inherit the machine's settings, so each is said.
-        for scope in ["all", "default", "virbr0", "enp3s0"] {
+        self.host.set_sysctl("net/ipv4/conf/virbr0/rp_filter", &setup.rp_filter.to_string())?;
+        self.services.push(Service::udp_echo(&self.host, GATEWAY_ECHO)?);
+        Ok(())
+    }
+
+    /// A new namespace may inherit the machine's settings, so each is said.
+    fn settle(&self, setup: Setup) -> Result<()> {
+        for scope in ["all", "default", "enp3s0"] {
             self.host
                 .set_sysctl(&format!("net/ipv4/conf/{scope}/rp_filter"), &setup.rp_filter.to_string())?;
         }
@@ -209,18 +224,27 @@ impl Lab {
              route add default via {GATEWAY}\n",
             guest_address(number),
         ))?;
+        self.take_in(guest, &guest_address(number))?;
+        Ok(number)
+    }
+
+    /// Makes a namespace whose address is set a guest of the lab: it is watched, and it serves.
+    ///
+    /// # Errors
+    ///
+    /// When the address is not its own.
+    pub fn take_in(&mut self, guest: Namespace, address: &str) -> Result<()> {
         watch::watch_invalid(&guest)?;
         self.services.push(Service::tcp_echo(&guest, &format!("0.0.0.0:{ECHO}"))?);
-        self.services.push(Service::udp_echo(&guest, &format!("{}:{ECHO}", guest_address(number)))?);
+        self.services.push(Service::udp_echo(&guest, &format!("{address}:{ECHO}"))?);
         self.services.push(Service::http(&guest, &format!("0.0.0.0:{HTTP}"))?);
         self.guests.push(guest);
-        Ok(number)
+        Ok(())
     }
 
     fn serve(&mut self) -> Result<()> {
         let (host, world) = (&self.host, &self.world);
         self.services.push(Service::tcp_echo(host, &format!("0.0.0.0:{ECHO}"))?);
-        self.services.push(Service::udp_echo(host, GATEWAY_ECHO)?);
         self.services.push(Service::tcp_echo(world, &format!("0.0.0.0:{ECHO}"))?);
         self.services.push(Service::http(world, &format!("0.0.0.0:{HTTP}"))?);
         for address in [SERVER, RESOLVER, STRANGER] {
@@ -314,7 +338,9 @@ impl Lab {
             .map(drop)
     }
 
-    fn describe(&self) -> String {
+    /// What vmnat says about itself, for whoever reads of a failed test.
+    #[must_use]
+    pub fn describe(&self) -> String {
         let mut text = String::new();
         for listing in [&["status"][..], &["counters"], &["flows"], &["leases"], &["logs"]] {
             let printed = self.vmnat(listing).map(|output| {
@@ -397,7 +423,9 @@ pub fn octets(address: &str) -> Result<[u8; 4]> {
     Ok(address.parse::<Ipv4Addr>().with_context(|| format!("address {address}"))?.octets())
 }
 
-fn written(mac: Mac) -> String {
+/// A MAC as `ip` takes it.
+#[must_use]
+pub fn written(mac: Mac) -> String {
     mac.map(|byte| format!("{byte:02x}")).join(":")
 }
 

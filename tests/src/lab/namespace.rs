@@ -5,6 +5,7 @@ use std::{
     io::{Read, Write},
     os::fd::{AsFd, AsRawFd, OwnedFd},
     panic,
+    path::PathBuf,
     process::{Child, Command, ExitStatus, Output, Stdio},
     sync::{
         Arc,
@@ -17,17 +18,20 @@ use std::{
 use anyhow::{Context, Result, bail, ensure};
 use nix::sched::{CloneFlags, setns, unshare};
 
+use crate::hosts::machine::Inside;
+
 /// The environment variable that marks each process a lab starts with the process id of its test.
 pub const MARK: &str = "VMNAT_LAB";
 
 const COMMAND_PATIENCE: Duration = Duration::from_secs(90);
 const PIPE_PATIENCE: Duration = Duration::from_secs(5);
 
-/// A network namespace.
+/// A network namespace, and where a machine of its own lives in it, that machine: its commands then run in there.
 #[derive(Clone, Debug)]
 pub struct Namespace {
     name: Arc<str>,
     descriptor: Arc<OwnedFd>,
+    inside: Option<Arc<Inside>>,
 }
 
 impl Namespace {
@@ -45,7 +49,31 @@ impl Namespace {
         };
         let descriptor =
             thread::scope(|scope| scope.spawn(open).join()).map_err(|_| anyhow::anyhow!("thread"))??;
-        Ok(Self { name: name.into(), descriptor: Arc::new(descriptor) })
+        Ok(Self { name: name.into(), descriptor: Arc::new(descriptor), inside: None })
+    }
+
+    /// The same network, with all commands run by the machine that lives in it.
+    #[must_use]
+    pub(crate) fn with_machine(&self, inside: Arc<Inside>) -> Self {
+        Self { inside: Some(inside), ..self.clone() }
+    }
+
+    /// The same network, with commands of this machine's own: what a machine in it does not have.
+    #[must_use]
+    pub fn outside(&self) -> Self {
+        Self { inside: None, ..self.clone() }
+    }
+
+    /// True when commands run in a machine that lives in the namespace.
+    #[must_use]
+    pub fn is_machine(&self) -> bool {
+        self.inside.is_some()
+    }
+
+    /// Where this process finds a file of the machine that commands run in.
+    #[must_use]
+    pub fn file(&self, path: &str) -> PathBuf {
+        self.inside.as_ref().map_or_else(|| PathBuf::from(path), |inside| inside.file(path))
     }
 
     /// What the lab calls it.
@@ -130,6 +158,7 @@ impl Namespace {
         let line = command.join(" ");
         let Some(status) = wait_bounded(&mut child)? else {
             child.kill().ok();
+            child.wait().ok();
             bail!("`{line}` did not end within {COMMAND_PATIENCE:?}");
         };
         let heir = || format!("`{line}` has ended, but something it started holds its output open");
@@ -148,14 +177,33 @@ impl Namespace {
         Ok(Process { child: Some(child), line: command.join(" ") })
     }
 
+    /// Like [`Namespace::start`], with all that it prints going to a file, for what prints much and long.
+    ///
+    /// # Errors
+    ///
+    /// When it cannot be started.
+    pub fn start_logged(&self, command: &[&str], log: fs::File) -> Result<Process> {
+        let child = self.spawn_command(command, Stdio::null(), log.try_clone()?.into(), log.into())?;
+        Ok(Process { child: Some(child), line: command.join(" ") })
+    }
+
     fn spawn_command(&self, command: &[&str], input: Stdio, output: Stdio, error: Stdio) -> Result<Child> {
         let Some((program, arguments)) = command.split_first() else { bail!("an empty command") };
         let mut builder = Command::new(program);
         builder.args(arguments).stdin(input).stdout(output).stderr(error);
+        let inside = self.inside.clone();
+        if let Some(inside) = &inside {
+            inside.prepare(&mut builder);
+        }
         builder.env(MARK, std::process::id().to_string());
         // A child is born in the namespaces of the thread that forks it.
-        self.run(move || builder.spawn())
-            .with_context(|| format!("cannot start `{program}`: is it installed?"))
+        let spawn = move || {
+            if let Some(inside) = &inside {
+                inside.enter()?;
+            }
+            builder.spawn()
+        };
+        self.run(spawn).with_context(|| format!("cannot start `{program}`: is it installed?"))
     }
 
     /// Reads a sysctl, named with slashes below `/proc/sys`.

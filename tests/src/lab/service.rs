@@ -103,6 +103,15 @@ impl Service {
         Self::udp(namespace, at, name_answer)
     }
 
+    /// The same over TCP.
+    ///
+    /// # Errors
+    ///
+    /// When the address is taken or not the namespace's.
+    pub fn names_over_tcp(namespace: &Namespace, at: &str) -> Result<Self> {
+        Self::tcp(namespace, at, answer_names)
+    }
+
     fn udp(
         namespace: &Namespace,
         at: &str,
@@ -141,6 +150,17 @@ fn name_answer(caller: SocketAddr, query: &[u8]) -> Option<Vec<u8>> {
     answer.extend([0xc0, 12, 0, 1, 0, 1, 0, 0, 0, 60, 0, 4]);
     answer.extend(address.octets());
     Some(answer)
+}
+
+fn answer_names(mut stream: TcpStream, caller: SocketAddr) -> io::Result<()> {
+    stream.set_read_timeout(Some(PATIENCE))?;
+    let mut length = [0; 2];
+    stream.read_exact(&mut length)?;
+    let mut query = vec![0; usize::from(u16::from_be_bytes(length))];
+    stream.read_exact(&mut query)?;
+    let answer = name_answer(caller, &query).unwrap_or_default();
+    let length = u16::try_from(answer.len()).unwrap_or(0).to_be_bytes();
+    stream.write_all(&[&length[..], &answer].concat())
 }
 
 fn echo(mut stream: TcpStream, caller: SocketAddr) -> io::Result<()> {

@@ -60,20 +60,23 @@ impl LeakWatch {
 
 /// Classic BPF: neither outgoing nor from `external`, and IPv4, or with a VLAN tag.
 fn filter(external: Address) -> [libc::sock_filter; 10] {
-    // Offsets of ancillary data, from linux/filter.h: SKF_AD_OFF plus PKTTYPE and VLAN_TAG_PRESENT.
+    // Offsets of ancillary data, from linux/filter.h: SKF_AD_OFF plus PROTOCOL, PKTTYPE and VLAN_TAG_PRESENT; and SKF_NET_OFF
+    // plus that of the source in an IPv4 header, which serves links without Ethernet too.
+    const PROTOCOL: u32 = (-0x1000_i32).cast_unsigned();
     const PACKET_TYPE: u32 = (-0x1000_i32 + 4).cast_unsigned();
     const VLAN_PRESENT: u32 = (-0x1000_i32 + 48).cast_unsigned();
+    const SOURCE: u32 = (-0x0010_0000_i32 + 12).cast_unsigned();
     let load = |code: u16, at: u32| libc::sock_filter { code, jt: 0, jf: 0, k: at };
     let jump_equal = |k: u32, jt: u8, jf: u8| libc::sock_filter { code: 0x15, jt, jf, k };
-    let (word, half, byte) = (0x20, 0x28, 0x30);
+    let (word, byte) = (0x20, 0x30);
     [
         load(byte, PACKET_TYPE),
         jump_equal(u32::from(libc::PACKET_OUTGOING), 7, 0),
         load(byte, VLAN_PRESENT),
         jump_equal(0, 0, 4),
-        load(half, 12),
+        load(word, PROTOCOL),
         jump_equal(0x0800, 0, 3),
-        load(word, 26),
+        load(word, SOURCE),
         jump_equal(u32::from_be_bytes(external), 1, 0),
         libc::sock_filter { code: 0x06, jt: 0, jf: 0, k: 0xffff },
         libc::sock_filter { code: 0x06, jt: 0, jf: 0, k: 0 },

@@ -29,6 +29,7 @@ mod quotas;
 mod rest;
 mod rfc;
 mod room;
+mod services;
 mod sources;
 mod takeover;
 mod traffic;

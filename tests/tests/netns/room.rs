@@ -110,7 +110,8 @@ fn a_room_that_lost_an_interface_is_made_again(hook: Hook) -> Result<()> {
     for (round, name) in (1..).zip(HOST_ENDS) {
         let ends = host_ends(&lab);
         lab.host.ip(&format!("link delete {name}\n"))?;
-        wait_until("the agent has made it again", Duration::from_secs(5), || {
+        // The agent's relay waits inside, and looks for the room every five seconds.
+        wait_until("the agent has made it again", Duration::from_secs(10), || {
             Ok(is_whole(&lab)? && host_ends(&lab) != ends)
         })?;
         passes(&lab, round)?;

@@ -1,4 +1,7 @@
-//! Uplinks that change, flap and come later.
+//! Uplinks that change, flap and come later; below, those of other kinds, several at once, and VPNs.
+
+mod bridge;
+mod kinds;
 
 use std::{net::SocketAddr, time::Duration};
 

@@ -17,7 +17,7 @@ use std::{
 };
 
 use bytemuck::Pod;
-use vmnat_common::{Outcome, quota::Quotas};
+use vmnat_common::{Outcome, quota::Quotas, service::ServiceWay};
 use vmnat_tests::{
     fuzz::{Random, number},
     lab::frame::Packet,
@@ -90,6 +90,7 @@ fn rig() -> Rig {
     }
     rig.forward(132, 5001, GUEST1, 5001);
     rig.room();
+    rig.service(17, 53, ServiceWay::HostOrRelay);
     rig
 }
 

@@ -29,4 +29,5 @@ mod quotas;
 mod reaper;
 mod rest;
 mod rig;
+mod services;
 mod sums;

@@ -17,6 +17,7 @@ use vmnat_common::{
     port_range::POOL_WORDS,
     quota::Quotas,
     room::Room,
+    service::{ServiceKey, ServiceWay},
     settings::Settings,
     station::{Station, StationKey},
     timeout::Timeouts,
@@ -239,6 +240,12 @@ impl Rig {
             settings.room =
                 Room { inner: ROOM_INNER, outer: ROOM_OUTER, refusing: ROOM_REFUSING, reserved: 0 };
         });
+    }
+
+    /// Opens a service of the guests' gateway.
+    pub fn service(&self, protocol: u8, port: u16, way: ServiceWay) {
+        let key = ServiceKey::new(BRIDGE, GATEWAY.into_address(), protocol, Port::new(port));
+        self.tables.service.set(&key, &way.value()).unwrap();
     }
 
     /// Closes the guests' mappings to all who were not asked.

@@ -11,6 +11,9 @@ pub const DESTINATION: usize = core::mem::offset_of!(EthHdr, dst_addr);
 /// Offset of the source address.
 pub const SOURCE: usize = core::mem::offset_of!(EthHdr, src_addr);
 
+/// Offset of the type.
+pub const TYPE: usize = core::mem::offset_of!(EthHdr, ether_type);
+
 /// `ETH_P_IP` as it lies in a packet; `__sk_buff.protocol` holds it in this form too.
 pub const IPV4: u16 = EtherType::Ipv4 as u16;
 
@@ -43,6 +46,6 @@ mod tests {
     fn ether_types_are_in_memory_order() {
         assert_eq!(IPV4.to_ne_bytes(), [0x08, 0x00]);
         assert_eq!(ARP.to_ne_bytes(), [0x08, 0x06]);
-        assert_eq!((DESTINATION, SOURCE, LEN), (0, 6, 14));
+        assert_eq!((DESTINATION, SOURCE, TYPE, LEN), (0, 6, 12, 14));
     }
 }

@@ -6,6 +6,7 @@ mod config;
 mod counters;
 mod diff;
 pub(crate) mod dnat;
+mod doctor;
 mod down;
 mod flows;
 mod guests;
@@ -33,6 +34,7 @@ Examples:
   vmnat status                                 what is attached where, and how it is
   vmnat flows --guest 192.168.122.10           what a guest talks to
   vmnat apply                                  make true what /etc/vmnat says, all of it or nothing
+  vmnat doctor                                 why guests are offline
   vmnat down                                   leave the host as it was found
 ";
 
@@ -62,6 +64,7 @@ enum Command {
     Diff(diff::Args),
     Config(config::Args),
     Status(status::Args),
+    Doctor(doctor::Args),
     Network(network::Args),
     Uplink(uplink::Args),
     Dnat(dnat::Args),
@@ -79,7 +82,7 @@ enum Command {
 /// # Errors
 /// Whatever keeps it from being done; `error::exit_of` has the exit code.
 pub async fn run(cli: Cli) -> Result<()> {
-    let Cli { instance, verbose: _, command } = cli;
+    let Cli { instance, verbose, command } = cli;
     match command {
         Command::Up(args) => up::run(&instance, args).await,
         Command::Down(args) => down::run(&instance, &args).await,
@@ -87,6 +90,7 @@ pub async fn run(cli: Cli) -> Result<()> {
         Command::Diff(args) => diff::run(&instance, &args).await,
         Command::Config(args) => config::run(&instance, &args),
         Command::Status(args) => status::run(&instance, &args).await,
+        Command::Doctor(args) => doctor::run(&instance, &args, verbose > 0).await,
         Command::Network(args) => network::run(&instance, args).await,
         Command::Uplink(args) => uplink::run(&instance, args).await,
         Command::Dnat(args) => dnat::run(&instance, args).await,

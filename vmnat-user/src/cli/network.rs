@@ -93,7 +93,11 @@ async fn add(
             bridge.filtering = filtering.unwrap_or(bridge.filtering);
         }
         None => {
-            change.state.bridges.push(Bridge { name, networks, filtering: filtering.unwrap_or_default() });
+            change.state.bridges.push(Bridge {
+                networks,
+                filtering: filtering.unwrap_or_default(),
+                ..Bridge::new(name)
+            });
         }
     }
     reconcile::admit(instance, &change.state, &change.facts)?;

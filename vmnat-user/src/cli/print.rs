@@ -1,6 +1,9 @@
 //! The way to standard output: a reader that has seen enough (`vmnat flows | head`) is no error.
 
-use std::io::{self, Write as _};
+use std::{
+    io::{self, Write as _},
+    os::fd::AsRawFd as _,
+};
 
 use anyhow::{Context, Result};
 
@@ -22,4 +25,14 @@ pub fn text(text: &str) -> Result<()> {
 /// As [`text`].
 pub fn line(line: &str) -> Result<()> {
     text(&format!("{line}\n"))
+}
+
+/// Columns of the terminal; of what else it may be, as many as a page has.
+pub fn width() -> usize {
+    const PAGE: usize = 100;
+    let mut size = libc::winsize { ws_row: 0, ws_col: 0, ws_xpixel: 0, ws_ypixel: 0 };
+    // SAFETY: the struct is live, and TIOCGWINSZ writes no more than it.
+    let result = unsafe { libc::ioctl(io::stdout().as_raw_fd(), libc::TIOCGWINSZ, &raw mut size) };
+    let columns = usize::from(size.ws_col);
+    if result == 0 && columns >= 40 { columns.min(PAGE) } else { PAGE }
 }

@@ -5,6 +5,7 @@ use std::time::Duration;
 use anyhow::Result;
 use serde::Serialize;
 use tokio::time::sleep;
+use vmnat_common::bridge::BridgePortFlags;
 
 use super::{guests, network, print, uplink};
 use crate::{
@@ -22,6 +23,7 @@ use crate::{
     reconcile::settings,
     report::{self, Column},
     room,
+    services::{self, ServiceRow},
     state::{self, GuestQuotas, HookMode, State},
     tables::Tables,
 };
@@ -55,6 +57,8 @@ struct Status {
     port_forwards: usize,
     guest_quotas: GuestQuotas,
     pool: PoolRow,
+    /// What guests may use of the host whatever its INPUT rules say.
+    services: Vec<ServiceRow>,
     events: Vec<Event>,
     agent: AgentRow,
     warnings: Vec<String>,
@@ -162,6 +166,7 @@ fn status(instance: &Instance, state: State, tables: &Tables, facts: &Facts) -> 
             free_tcp: pool.free_tcp,
             free_udp: pool.free_udp,
         },
+        services: services::rows(&state, tables, facts)?,
         events,
         agent: AgentRow { pid, log: state.log },
         warnings,
@@ -174,7 +179,7 @@ fn status(instance: &Instance, state: State, tables: &Tables, facts: &Facts) -> 
 fn hooks(instance: &Instance, state: &State, tables: &Tables, facts: &Facts) -> Vec<HookRow> {
     let direct = |index: u32| {
         let entry = tables.bridge_port.get(&index).ok().flatten();
-        entry.is_some_and(|port| port.flags & vmnat_common::bridge::BridgePortFlags::DIRECT != 0)
+        entry.is_some_and(|port| port.flags & (BridgePortFlags::DIRECT | BridgePortFlags::OF_UPLINK) != 0)
     };
     // A port whose entry is not direct was found to have something behind its hook.
     let unfit = facts.links.iter().filter(|link| link.master.is_some() && !direct(link.index));
@@ -244,7 +249,7 @@ fn text(status: &Status) -> String {
     let mut text = format!(
         "instance     {} (vmnat {})\nagent        {agent}\nlog          {}\nflows        {} of {} ({percent} %)\n\
          each guest   {}\nports        {} to {}, of which guests may have {} for TCP and {} for UDP\nforwards     {}\nattached by  {}\nfirewall     FORWARD rules of the host's firewall do not apply to these guests\n\
-         IPv6         {}\n\n",
+         IPv6         {}\n",
         status.instance,
         status.version,
         status.agent.log,
@@ -259,6 +264,8 @@ fn text(status: &Status) -> String {
         status.hook_mode,
         status.ipv6,
     );
+    text.push_str(&services::text(&status.services));
+    text.push('\n');
     text.push_str(&network::text(&status.networks));
     text.push('\n');
     text.push_str(&uplink::text(&status.uplinks));

@@ -3,6 +3,7 @@
 mod interfaces;
 mod limits;
 mod merge;
+mod services;
 
 use std::{path::PathBuf, time::Duration};
 
@@ -39,6 +40,7 @@ Examples:
   vmnat up --bridge virbr0 --bridge br1 --uplink enp3s0    two bridges, one uplink
   vmnat up --bridge br0 --network 10.0.0.0/16              guests beyond the bridge's own subnet
   vmnat up --bridge virbr0 --filtering endpoint-independent   guests that are called, as by games and WebRTC
+  vmnat up --service dns,8000/tcp                          let guests call two servers of the host
   vmnat up --guest-flows 4096                              change a quota of what runs
   vmnat up --bridge virbr0 --wait 30s --foreground         in a service or a container
 ";
@@ -68,7 +70,7 @@ pub struct Args {
     /// How to attach the programs [default: tcx where the kernel has it]
     #[arg(long, value_name = "HOOK")]
     hook: Option<Hook>,
-    /// Wait so long for interfaces and addresses that are not there yet, for example 30s
+    /// Wait so long for interfaces and addresses that are not there yet, for example 30s; with 0 they are taken up when they come
     #[arg(long, value_name = "SPAN", value_parser = duration)]
     wait: Option<Duration>,
     /// Stay, as the agent, until SIGTERM; for service managers and containers
@@ -77,6 +79,8 @@ pub struct Args {
     /// Flows that the table holds [default: 262144]
     #[arg(long, value_name = "NUMBER", value_parser = clap::value_parser!(u32).range(1_024..=16_777_216))]
     flows: Option<u32>,
+    #[command(flatten)]
+    services: services::Services,
     #[command(flatten)]
     limits: limits::Limits,
     #[arg(long = "timeout", value_name = "KIND=SECONDS", value_parser = timeout, help_heading = "Advanced",
@@ -158,7 +162,7 @@ pub(super) async fn start_up(
         // Another agent reads what the programs log.
         agent::end(instance)?;
     }
-    if !args.lease_files.is_empty() {
+    if !args.lease_files.is_empty() || args.services.is_named() {
         agent::nudge(instance);
     }
     settle_agent(instance, args.foreground).await

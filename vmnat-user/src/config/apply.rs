@@ -84,7 +84,11 @@ fn find_unfit_interfaces(facts: &Facts, config: &Config, faults: &mut Vec<Fault>
                 let hint = "leave it out, or name the bridge that it belongs to".to_owned();
                 Error::NotABridge { name, hint }
             }
-            "uplink" if link.no_ethernet => Error::NoEthernet { name },
+            "uplink" if !link.can_be_uplink() => Error::UnknownLinkLayer { name },
+            "uplink" => match link.master.and_then(|master| facts.link_at(master)) {
+                Some(master) if master.is_bridge => Error::PortAsUplink { name, bridge: master.name.clone() },
+                Some(_) | None => continue,
+            },
             _ => continue,
         };
         faults.push(Fault::at(place.clone(), error.to_string()).exit(error.exit()));

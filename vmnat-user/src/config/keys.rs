@@ -3,17 +3,19 @@
 //! A new option of `up` is one entry of [`STATE_KEYS`] (of the instance) or [`BRIDGE_KEYS`] (of a bridge), a new option of
 //! `dnat add` one of [`DRAFT_KEYS`].
 
-use std::path::PathBuf;
+mod values;
 
 use ipnet::Ipv4Net;
-use jiff::Timestamp;
 
+use self::values::{
+    absolute, filtering, hook, interface, moment, network, optional, resolver, services, set_bridges,
+    set_timeout, small, timeout_of, written_moment,
+};
 use super::key::{Access, Key, Scalar, Scope, flag, number, text};
 use crate::{
-    duration::duration,
     forwards::{ForwardSpec, read_source},
-    reconcile::settings,
-    state::{Bridge, Filtering, HookMode, State},
+    services::ServiceList,
+    state::{Bridge, HookMode, State},
 };
 
 /// The least that a flow table is made for.
@@ -199,6 +201,25 @@ pub(crate) const BRIDGE_KEYS: &[Key<Bridge>] = &[
             Ok(())
         }
     ),
+    one!(
+        "service",
+        "Services of the host that its guests may use at their gateway whatever the host's INPUT rules say: ports with or\nwithout their protocol, several with commas; \"dns\" is port 53, and \"none\" closes all",
+        |bridge, _| services(&bridge.services),
+        |bridge, _, value| {
+            bridge.services = text(value)?.parse::<ServiceList>()?.0;
+            Ok(())
+        }
+    ),
+    many!(
+        "dns",
+        "Resolvers to ask for its guests instead of the host's own server",
+        "[\"9.9.9.9:53\"]",
+        |bridge| bridge.dns.iter().map(ToString::to_string).collect(),
+        |bridge, resolvers| {
+            bridge.dns = resolvers.iter().map(|text| resolver(text)).collect::<Result<_, _>>()?;
+            Ok(())
+        }
+    ),
 ];
 
 /// A port forward that is being read.
@@ -318,167 +339,5 @@ const fn timeout(name: &'static str, about: &'static str) -> Key<State> {
     Key { name, about, example: "", fixed: false, access }
 }
 
-/// The name that the kernel half knows a timeout by.
-fn kind(key: &str) -> &str {
-    key.strip_prefix("timeout.").unwrap_or(key)
-}
-
-fn timeout_of(state: &State, key: &str) -> Scalar {
-    let seconds = state.timeouts.get(kind(key)).copied().or_else(|| settings::default_timeout(kind(key)));
-    Scalar::Number(seconds.unwrap_or_default().into())
-}
-
-fn set_timeout(state: &mut State, key: &str, value: &Scalar) -> Result<(), String> {
-    let seconds = match value {
-        Scalar::Text(text) => duration(text)?.as_secs(),
-        Scalar::Number(seconds) => *seconds,
-        Scalar::Flag(_) => return Err(format!("{value} is no span of time: write 30 or \"30s\"")),
-    };
-    let seconds = u32::try_from(seconds).ok().filter(|seconds| *seconds > 0);
-    let seconds = seconds.ok_or_else(|| format!("{value} is no span of time of a second or more"))?;
-    if settings::default_timeout(kind(key)) == Some(seconds) {
-        state.timeouts.remove(kind(key));
-    } else {
-        state.timeouts.insert(kind(key).to_owned(), seconds);
-    }
-    Ok(())
-}
-
-fn set_bridges(state: &mut State, names: &[String]) -> Result<(), String> {
-    state.bridges.retain(|bridge| names.contains(&bridge.name));
-    for name in names {
-        if !state.bridges.iter().any(|bridge| bridge.name == *name) {
-            state.bridges.push(Bridge::new(interface(name)?));
-        }
-    }
-    Ok(())
-}
-
-/// Reads the name of an interface: what the kernel takes for one (`dev_valid_name`).
-fn interface(name: &str) -> Result<String, String> {
-    let fits = |c: char| !c.is_whitespace() && !c.is_control() && c != '/' && c != ':';
-    if name.is_empty() || name.len() > 15 || name == "." || name == ".." || !name.chars().all(fits) {
-        return Err(format!(
-            "{name:?} is no interface's name: 1 to 15 characters without blanks, \"/\" and \":\""
-        ));
-    }
-    Ok(name.to_owned())
-}
-
-fn network(text: &str) -> Result<Ipv4Net, String> {
-    let network: Result<Ipv4Net, _> = text.parse();
-    network
-        .map(|network| network.trunc())
-        .map_err(|_| format!("{text:?} is no network such as 192.168.122.0/24"))
-}
-
-fn absolute(file: &str) -> Result<PathBuf, String> {
-    let path = PathBuf::from(file);
-    if path.is_absolute() { Ok(path) } else { Err(format!("{file:?} is no whole path: begin it with \"/\"")) }
-}
-
-fn hook(text: &str) -> Result<HookMode, String> {
-    let modes = [HookMode::Tcx, HookMode::Clsact];
-    let found = modes.into_iter().find(|mode| mode.name() == text);
-    found.ok_or_else(|| format!("{text:?} is neither \"tcx\" nor \"clsact\""))
-}
-
-fn filtering(text: &str) -> Result<Filtering, String> {
-    let all = [Filtering::AddressAndPortDependent, Filtering::EndpointIndependent];
-    let found = all.into_iter().find(|filtering| filtering.name() == text);
-    found.ok_or_else(|| {
-        format!("{text:?} is neither \"address-and-port-dependent\" nor \"endpoint-independent\"")
-    })
-}
-
-fn moment(text: &str) -> Result<u64, String> {
-    let wrong = || format!("{text:?} is no date and time with its zone, such as 2027-01-01T00:00:00Z");
-    let moment: Timestamp = text.parse().map_err(|_| wrong())?;
-    u64::try_from(moment.as_second()).map_err(|_| wrong())
-}
-
-fn written_moment(second: u64) -> Option<String> {
-    let second = i64::try_from(second).ok()?;
-    Timestamp::from_second(second).ok().map(|moment| moment.to_string())
-}
-
-/// A value that may be absent, which no text says.
-fn optional(value: Option<&impl ToString>) -> Scalar {
-    Scalar::Text(value.map_or_else(String::new, ToString::to_string))
-}
-
-/// A number that was found to be at most [`MOST_FLOWS`].
-fn small(number: u64) -> u32 {
-    u32::try_from(number).unwrap_or(u32::MAX)
-}
-
 #[cfg(test)]
-mod tests {
-    use std::collections::BTreeSet;
-
-    use clap::CommandFactory as _;
-
-    use super::*;
-    use crate::cli::Cli;
-
-    /// Long options of a command, without those that say how and not what.
-    fn options(command: &[&str]) -> BTreeSet<String> {
-        let mut found = Cli::command();
-        found.build();
-        let mut found = &found;
-        for name in command {
-            found = found.find_subcommand(name).unwrap();
-        }
-        let how =
-            ["help", "instance", "verbose", "wait", "foreground", "file", "dry-run", "json", "runtime-only"];
-        let shown = found.get_arguments().filter(|argument| !argument.is_hide_set());
-        let long = shown.filter_map(|argument| argument.get_long().map(str::to_owned));
-        long.filter(|name| !how.contains(&name.as_str())).collect()
-    }
-
-    fn first(name: &str) -> String {
-        name.split('.').next().unwrap().to_owned()
-    }
-
-    #[test]
-    fn a_file_can_say_whatever_up_can() {
-        let keys = STATE_KEYS.iter().map(|key| key.name).chain(BRIDGE_KEYS.iter().map(|key| key.name));
-        assert_eq!(keys.map(first).collect::<BTreeSet<_>>(), options(&["up"]));
-    }
-
-    #[test]
-    fn a_file_can_say_whatever_dnat_add_can() {
-        let mut keys: BTreeSet<String> = DRAFT_KEYS.iter().map(|key| first(key.name)).collect();
-        assert!(keys.remove("spec"));
-        assert_eq!(keys, options(&["dnat", "add"]));
-    }
-
-    #[test]
-    fn every_timeout_is_a_key() {
-        let keys = STATE_KEYS.iter().filter_map(|key| key.name.strip_prefix("timeout."));
-        assert_eq!(keys.collect::<Vec<_>>(), settings::TIMEOUTS);
-    }
-
-    #[test]
-    fn defaults_are_values_that_can_be_read() {
-        for key in STATE_KEYS.iter().filter(|key| !key.is_list()) {
-            for default in key.default() {
-                assert_eq!(key.read(&default), Ok(default), "{}", key.name);
-            }
-        }
-    }
-
-    #[test]
-    fn a_wish_that_is_copied_leaves_the_records_alone() {
-        let mut from = State::blank();
-        from.bridges.push(Bridge::new("virbr0"));
-        from.quotas.flows = 7;
-        from.timeouts.insert("icmp".into(), 9);
-        let mut to = State::blank();
-        to.qdiscs.insert(3, "eth0".into());
-        to.timeouts.insert("other".into(), 9);
-        copy_wish(&from, &mut to);
-        assert!(to.bridges == from.bridges && to.quotas == from.quotas && to.timeouts == from.timeouts);
-        assert_eq!(to.qdiscs.len(), 1);
-    }
-}
+mod tests;

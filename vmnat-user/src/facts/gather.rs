@@ -1,6 +1,6 @@
-//! The picture: five dumps, decoded into facts.
+//! The picture: five dumps and one question, decoded into facts.
 
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr};
 
 use anyhow::{Context, Result};
 use futures::TryStreamExt;
@@ -18,7 +18,7 @@ use netlink_packet_route::{
 use rtnetlink::Handle;
 use vmnat_common::{Address, Mac};
 
-use super::{AddressFact, Facts, FdbFact, LinkFact, NeighbourFact, RouteFact};
+use super::{AddressFact, Exit, Facts, FdbFact, LinkFact, NeighbourFact, RouteFact};
 
 /// `IFA_F_SECONDARY`.
 const SECONDARY: u8 = 0x01;
@@ -32,6 +32,22 @@ const USABLE: u16 = 0x02 | 0x04 | 0x08 | 0x10 | 0x80;
 
 /// `NUD_PERMANENT`; in a bridge's table, the mark of an own MAC (`fdb_to_nud()` in `net/bridge/br_fdb.c`).
 const PERMANENT: u16 = 0x80;
+
+/// An address that stands for the world: that of a root name server, in use since 1987. The kernel is asked for the route to
+/// it; nothing is sent there.
+const WORLD: Ipv4Addr = Ipv4Addr::new(198, 41, 0, 4);
+
+/// Link layers without any header, which the kernel knows as such too (`dev_is_mac_header_xmit()` of
+/// `include/linux/if_arp.h`).
+const BARE: [LinkLayerType; 7] = [
+    LinkLayerType::None,
+    LinkLayerType::Ppp,
+    LinkLayerType::Tunnel,
+    LinkLayerType::Sit,
+    LinkLayerType::Ipgre,
+    LinkLayerType::Rawip,
+    LinkLayerType::Void,
+];
 
 /// Takes a picture of the namespace in which the handle's connection was opened.
 ///
@@ -56,7 +72,26 @@ pub async fn gather(handle: &Handle) -> Result<Facts> {
         routes: routes.iter().flat_map(self::routes).collect(),
         neighbours: neighbours.iter().filter_map(neighbour).collect(),
         fdb: fdb.iter().filter_map(self::fdb).collect(),
+        exit: exit(handle).await,
     })
+}
+
+/// Asks the kernel for the route to the world, as a socket of the host would take it.
+async fn exit(handle: &Handle) -> Exit {
+    let mut question = RouteMessage::default();
+    question.header.address_family = AddressFamily::Inet;
+    question.header.destination_prefix_length = 32;
+    question.attributes.push(RouteAttribute::Destination(RouteAddress::Inet(WORLD)));
+    match handle.route().get(question).execute().try_next().await {
+        Ok(Some(answer)) if answer.header.kind == RouteType::Unicast => {
+            let oif = answer.attributes.iter().find_map(|attribute| match attribute {
+                RouteAttribute::Oif(index) => Some(*index),
+                _ => None,
+            });
+            oif.map_or(Exit::Nowhere, Exit::By)
+        }
+        Ok(_) | Err(_) => Exit::Nowhere,
+    }
 }
 
 async fn neighbours(
@@ -81,6 +116,7 @@ fn link(message: &LinkMessage) -> LinkFact {
         up: header.flags.contains(LinkFlags::Up),
         loopback: header.flags.contains(LinkFlags::Loopback),
         no_ethernet: header.link_layer_type != LinkLayerType::Ether,
+        bare: BARE.contains(&header.link_layer_type),
         ..LinkFact::default()
     };
     for attribute in &message.attributes {

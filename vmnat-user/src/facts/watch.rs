@@ -17,8 +17,9 @@ use tracing::debug;
 
 use crate::netlink::{Message, Messages};
 
-/// Bits of the multicast groups link (1), neigh (3), ipv4-ifaddr (5) and ipv4-route (7), which count from one.
-const GROUPS: u32 = 1 << 0 | 1 << 2 | 1 << 4 | 1 << 6;
+/// Bits of the multicast groups link (1), neigh (3), ipv4-ifaddr (5), ipv4-route (7), ipv4-rule (8) and ipv4-netconf (24),
+/// which count from one.
+const GROUPS: u32 = 1 << 0 | 1 << 2 | 1 << 4 | 1 << 6 | 1 << 7 | 1 << 23;
 
 /// Bit of the multicast group of nftables (`NFNLGRP_NFTABLES`, 7).
 const NFTABLES: u32 = 1 << 6;
@@ -48,7 +49,7 @@ impl Changes {
     pub const LINK: Self = Self(1);
     /// An IPv4 address came or went.
     pub const ADDRESS: Self = Self(2);
-    /// An IPv4 route came or went.
+    /// An IPv4 route or policy rule came or went.
     pub const ROUTE: Self = Self(4);
     /// An entry of the neighbour table changed; frequent.
     pub const NEIGHBOUR: Self = Self(8);
@@ -56,8 +57,10 @@ impl Changes {
     pub const FDB: Self = Self(16);
     /// A rule of nftables behind the hooks of ports came or went.
     pub const RULES: Self = Self(32);
+    /// A kernel setting of IPv4 changed: `forwarding` or `rp_filter` of an interface or of all.
+    pub const SETTING: Self = Self(64);
     /// Anything may have changed: notifications were lost.
-    pub const ALL: Self = Self(63);
+    pub const ALL: Self = Self(127);
 
     /// True when nothing has.
     #[must_use]
@@ -156,7 +159,8 @@ fn kind_of(message: Message<'_>) -> Changes {
     match message.kind {
         16 | 17 => Changes::LINK,
         20 | 21 => Changes::ADDRESS,
-        24 | 25 => Changes::ROUTE,
+        24 | 25 | 32 | 33 => Changes::ROUTE,
+        80 if family == libc::AF_INET => Changes::SETTING,
         28 | 29 if family == libc::AF_INET => Changes::NEIGHBOUR,
         28 | 29 if family == libc::AF_BRIDGE => Changes::FDB,
         kind if kind >> 8 == NFTABLES_SUBSYSTEM => match message.body.first() {
@@ -179,8 +183,11 @@ mod tests {
         assert_eq!(kind(17, libc::AF_BRIDGE), Changes::LINK);
         assert_eq!(kind(21, libc::AF_INET), Changes::ADDRESS);
         assert_eq!(kind(24, libc::AF_INET), Changes::ROUTE);
+        assert_eq!(kind(33, libc::AF_INET), Changes::ROUTE);
         assert_eq!(kind(28, libc::AF_INET), Changes::NEIGHBOUR);
         assert_eq!(kind(28, libc::AF_BRIDGE), Changes::FDB);
+        assert_eq!(kind(80, libc::AF_INET), Changes::SETTING);
+        assert!(kind(80, libc::AF_INET6).is_empty());
         assert!(kind(28, libc::AF_INET6).is_empty());
         assert!(kind_of(Message { kind: 3, body: &[] }).is_empty());
         assert_eq!(kind_of(Message { kind: 0x0a06, body: &[7] }), Changes::RULES);
@@ -198,6 +205,7 @@ mod tests {
             Changes::NEIGHBOUR,
             Changes::FDB,
             Changes::RULES,
+            Changes::SETTING,
         ];
         assert_eq!(kinds.into_iter().fold(Changes::default(), Changes::with), Changes::ALL);
     }

@@ -20,7 +20,7 @@ use netlink_packet_route::{
     rule::{RuleAction, RuleAttribute, RuleMessage},
 };
 use netlink_sys::protocols::NETLINK_ROUTE;
-use vmnat_common::room;
+use vmnat_common::{Address, room, service::LOOPBACK};
 
 use super::{
     Wish,
@@ -76,19 +76,58 @@ pub(super) fn furnish() -> Result<()> {
     for (name, value) in SETTINGS {
         sysctl::write(&format!("net/ipv4/{name}"), value)?;
     }
-    let loopback = door::bring_up("lo")?;
+    door::bring_up("lo")?;
     let own = Ipv4Addr::from(room::ADDRESS);
-    let mut address = AddressMessage::default();
-    address.header.family = AddressFamily::Inet;
-    address.header.prefix_len = 32;
-    address.header.index = loopback;
-    address.attributes = vec![AddressAttribute::Local(own.into()), AddressAttribute::Address(own.into())];
-    netlink::change(RouteNetlinkMessage::NewAddress(address), NLM_F_CREATE | NLM_F_EXCL)
+    netlink::change(RouteNetlinkMessage::NewAddress(address(own)), NLM_F_CREATE | NLM_F_EXCL)
         .with_context(|| format!("give the room the address {own}"))?;
     Door::ALL.into_iter().try_for_each(|door| {
         netlink::change(RouteNetlinkMessage::NewRule(rule(door)), NLM_F_CREATE | NLM_F_EXCL)
             .with_context(|| format!("make the rule of the door {}", door.name()))
     })
+}
+
+fn address(own: Ipv4Addr) -> AddressMessage {
+    let mut address = AddressMessage::default();
+    address.header.family = AddressFamily::Inet;
+    address.header.prefix_len = 32;
+    address.header.index = LOOPBACK;
+    address.attributes = vec![AddressAttribute::Local(own.into()), AddressAttribute::Address(own.into())];
+    address
+}
+
+/// Makes the addresses at which something waits inside those that are wished. The local table goes before the rules of the
+/// doors, so packets to these addresses go no further.
+///
+/// # Errors
+/// What the kernel answers.
+pub(super) fn settle_addresses(wanted: &[Address]) -> Result<()> {
+    let wanted: Vec<Ipv4Addr> = wanted.iter().copied().map(Ipv4Addr::from).collect();
+    let present = addresses().context("list the room's addresses")?;
+    for own in wanted.iter().filter(|own| !present.contains(own)) {
+        netlink::change(RouteNetlinkMessage::NewAddress(address(*own)), NLM_F_CREATE | NLM_F_REPLACE)
+            .with_context(|| format!("give the room the address {own}"))?;
+    }
+    let usual = [Ipv4Addr::LOCALHOST, room::ADDRESS.into()];
+    for own in present.iter().filter(|own| !wanted.contains(own) && !usual.contains(own)) {
+        netlink::change(RouteNetlinkMessage::DelAddress(address(*own)), 0)
+            .with_context(|| format!("take the address {own} from the room"))?;
+    }
+    Ok(())
+}
+
+fn addresses() -> io::Result<Vec<Ipv4Addr>> {
+    // `struct ifaddrmsg`.
+    let mut body = [0; 8];
+    body[0] = u8::from(AddressFamily::Inet);
+    let mut addresses = Vec::new();
+    netlink::dump(NETLINK_ROUTE, libc::RTM_GETADDR, &body, |message| {
+        let Ok(message) = AddressMessage::parse(message.body) else { return };
+        addresses.extend(message.attributes.iter().find_map(|attribute| match attribute {
+            AddressAttribute::Local(std::net::IpAddr::V4(address)) => Some(*address),
+            _ => None,
+        }));
+    })?;
+    Ok(addresses)
 }
 
 /// Brings the room's ends up; the host's ends are.
@@ -251,8 +290,12 @@ mod tests {
 
     #[test]
     fn a_way_reads_back() {
-        let wish =
-            Wish { inner_mtu: 1500, outer_mtu: 1400, networks: vec!["192.168.122.0/24".parse().unwrap()] };
+        let wish = Wish {
+            inner_mtu: 1500,
+            outer_mtu: 1400,
+            networks: vec!["192.168.122.0/24".parse().unwrap()],
+            relays: Vec::new(),
+        };
         let ways = wanted(&wish, [2, 3, 4]);
         assert_eq!(ways.len(), 5);
         for way in ways {

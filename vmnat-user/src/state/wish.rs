@@ -1,12 +1,15 @@
 //! The parts of the wish: bridges with the filtering of their networks, and what a guest may take.
 
-use std::{fmt, ops::RangeInclusive, str::FromStr};
+use std::{fmt, net::SocketAddrV4, ops::RangeInclusive, str::FromStr};
 
 use ipnet::Ipv4Net;
 use serde::{Deserialize, Serialize};
 use vmnat_common::{network::NetworkFlags, port_range::FIRST_UNPRIVILEGED, quota::Quotas};
 
-use crate::host_ports::DEFAULT_RANGE;
+use crate::{
+    host_ports::DEFAULT_RANGE,
+    services::{self, ServicePort},
+};
 
 /// A bridge, and the networks that stand behind it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -19,13 +22,25 @@ pub struct Bridge {
     /// Who may answer to the mappings of its guests.
     #[serde(default)]
     pub filtering: Filtering,
+    /// Services of its own addresses that guests may use whatever the host's INPUT rules say.
+    #[serde(default = "services::dns")]
+    pub services: Vec<ServicePort>,
+    /// Resolvers to ask for guests instead of the host's own server.
+    #[serde(default)]
+    pub dns: Vec<SocketAddrV4>,
 }
 
 impl Bridge {
     /// A bridge with its own subnets and the usual filtering.
     #[must_use]
     pub fn new(name: impl Into<String>) -> Self {
-        Self { name: name.into(), networks: Vec::new(), filtering: Filtering::default() }
+        Self {
+            name: name.into(),
+            networks: Vec::new(),
+            filtering: Filtering::default(),
+            services: services::dns(),
+            dns: Vec::new(),
+        }
     }
 }
 

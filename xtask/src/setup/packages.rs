@@ -20,6 +20,13 @@ pub struct Package {
     why: &'static str,
 }
 
+impl Package {
+    /// A package that is missing where one of its probes is.
+    pub const fn new(name: &'static str, probes: &'static [&'static str], why: &'static str) -> Self {
+        Self { name, probes, why }
+    }
+}
+
 /// What every build needs.
 pub const BUILD: &[Package] = &[
     Package { name: "gcc", probes: &["cc"], why: "rustc links with it" },

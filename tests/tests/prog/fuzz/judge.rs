@@ -44,6 +44,10 @@ fn forwarded(program: &str, before: &[u8], after: &[u8], outcome: Outcome) {
         return;
     }
     let l4 = 14 + usize::from(before[14] & 0xf) * 4;
+    if outcome == Outcome::GatewayService {
+        service(program, before, after, l4);
+        return;
+    }
     assert_eq!((before.len(), before[14] >> 4, before[14]), (after.len(), 4, after[14]));
     assert!((34..=74).contains(&l4));
     addresses(program, before, after, outcome);
@@ -71,6 +75,21 @@ fn forwarded(program: &str, before: &[u8], after: &[u8], outcome: Outcome) {
         _ => transport(before, after, l4, &mut allowed),
     }
     nothing_else(before, after, allowed);
+}
+
+/// A question to the gateway, or its answer: the open port alone, of a guest alone, and nothing has changed but the MACs.
+fn service(program: &str, before: &[u8], after: &[u8], l4: usize) {
+    let (guest, gateway, port) = if program == "room_inward" {
+        (&before[30..34], &before[26..30], &before[l4..l4 + 2])
+    } else {
+        (&before[26..30], &before[30..34], &before[l4 + 2..l4 + 4])
+    };
+    assert!(is_guests(guest) && gateway == GATEWAY && port == [0, 53] && before[23] == UDP);
+    assert_eq!(before[12..], after[12..], "more than the MACs has changed");
+    if program == "outbound_port" || program == "outbound_bridge" {
+        assert_eq!(before[20] & 0x3f, 0, "a fragment");
+        assert!(after[..12] == [0; 12] || after[..6] == [0x02, 0x76, 0x6d, 0x6e, 0, 1]);
+    }
 }
 
 /// No byte has changed but the allowed ones.

@@ -44,6 +44,8 @@ pub fn hooks() -> Vec<Hook> {
 fn in_room(frames: &[Vec<u8>], mac: [u8; 6], told: [u8; 4], quoted: &[u8]) -> Vec<Vec<u8>> {
     let mut all: Vec<_> = frames.iter().map(|frame| from_room(frame.clone(), mac)).collect();
     let ends = Ends { from_mac: mac, to_mac: mac, source: room::ADDRESS.octets(), destination: told };
+    let asker = Ends { source: GATEWAY, destination: GUEST1, ..ends };
+    all.push(Packet::udp(asker, 53, 5000, b"the relay's answer").bytes());
     for (kind, code) in [(3, 4), (3, 13), (11, 0), (11, 1)] {
         all.push(error(ends, kind, code, &quoted[14..], quoted.len() - 14).bytes());
     }
@@ -57,6 +59,7 @@ fn guests() -> Vec<Vec<u8>> {
         frames.push(Packet::udp(from_guest1(called), 5000, 8080, b"called").bytes());
         frames.push(Packet::tcp(from_guest1(called), 5000, 8080, 1, SYN).bytes());
     }
+    frames.push(Packet::udp(from_guest1(GATEWAY), 5000, 53, b"a question").bytes());
     let arrived = Packet::udp(Ends { destination: GUEST1, ..from_world(SERVER) }, 7, 5000, b"answer").bytes();
     frames.extend(errors(server, &arrived));
     let sibling = Ends { to_mac: GUEST2_MAC, ..from_guest1([192, 168, 122, 11]) };

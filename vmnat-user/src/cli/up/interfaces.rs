@@ -31,6 +31,7 @@ pub(super) async fn wait(
         return Err(Error::Usage(what.into()).into());
     }
     let patience = args.wait.unwrap_or_default();
+    let insists = args.wait != Some(Duration::ZERO);
     let since = Instant::now();
     loop {
         let facts = facts::gather(handle).await?;
@@ -43,11 +44,20 @@ pub(super) async fn wait(
         let checked = check_interfaces(args, &facts, needs_route && config.is_none());
         match checked.and_then(|()| if is_over { Ok(()) } else { of_files() }) {
             Ok(()) => return Ok(facts),
+            Err(error) if !insists && may_come(&error) => return Ok(facts),
             Err(error) if is_over => return Err(error),
             Err(error) => tracing::info!("waiting: {error:#}"),
         }
         sleep(Duration::from_millis(200)).await;
     }
+}
+
+/// True for what is merely not there yet.
+fn may_come(error: &anyhow::Error) -> bool {
+    matches!(
+        error.downcast_ref(),
+        Some(Error::NoInterface { .. } | Error::NoUplinkAddress { .. } | Error::NoDefaultRoute)
+    )
 }
 
 /// The interfaces that files name.
@@ -87,7 +97,7 @@ pub(in crate::cli) fn check_bridge(facts: &Facts, name: &str) -> Result<()> {
     }
 }
 
-/// Fails unless the interface exists, has Ethernet, and has an address.
+/// Fails unless the interface exists, can be served, and has an address.
 pub(in crate::cli) fn check_uplink(facts: &Facts, name: &str) -> Result<()> {
     let Some(link) = facts.link(name) else {
         let others = facts.links.iter().filter(|link| !link.loopback && link.master.is_none());
@@ -95,8 +105,13 @@ pub(in crate::cli) fn check_uplink(facts: &Facts, name: &str) -> Result<()> {
         let hint = format!("the interfaces are {}", others.join(", "));
         return Err(Error::NoInterface { name: name.to_owned(), hint }.into());
     };
-    if link.no_ethernet {
-        return Err(Error::NoEthernet { name: name.to_owned() }.into());
+    if !link.can_be_uplink() {
+        return Err(Error::UnknownLinkLayer { name: name.to_owned() }.into());
+    }
+    let master = link.master.and_then(|master| facts.link_at(master)).filter(|master| master.is_bridge);
+    if let Some(bridge) = master {
+        let (name, bridge) = (name.to_owned(), bridge.name.clone());
+        return Err(Error::PortAsUplink { name, bridge }.into());
     }
     if facts.primary_address(link.index).is_none() {
         return Err(Error::NoUplinkAddress { name: name.to_owned() }.into());

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use anyhow::Result;
 
-use super::{Args, limits};
+use super::{Args, limits, services};
 use crate::{
     cli::uplink,
     error::Error,
@@ -35,6 +35,7 @@ pub(super) fn merge(state: &mut State, known: Option<&State>, args: &Args, facts
     state.uplinks.dedup();
     merge_networks(state, args)?;
     limits::merge(state, &args.limits, &args.bridges)?;
+    services::merge(state, &args.services, &args.bridges);
     merge_untranslated(state, args);
     for file in &args.lease_files {
         // The agent has another working directory.

@@ -1,0 +1,1 @@
+//! The synthetic guest of `--probe`.
