@@ -16,6 +16,7 @@ macro_rules! on_both_hooks {
 }
 
 mod commands;
+mod config;
 mod errors;
 mod filtering;
 mod firewalls;

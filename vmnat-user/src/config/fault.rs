@@ -19,6 +19,23 @@ pub struct SourceText {
     pub name: String,
     /// Its text.
     pub text: String,
+    /// Where its lines begin, but for the first.
+    lines: Vec<usize>,
+}
+
+impl SourceText {
+    /// A text under a name.
+    #[must_use]
+    pub fn new(name: impl Into<String>, text: impl Into<String>) -> Self {
+        let text = text.into();
+        let lines = text.match_indices('\n').map(|(at, _)| at.saturating_add(1)).collect();
+        Self { name: name.into(), text, lines }
+    }
+
+    /// The number of the line that holds a byte.
+    pub(super) fn line(&self, at: usize) -> usize {
+        self.lines.partition_point(|start| *start <= at).saturating_add(1)
+    }
 }
 
 /// Where something is said: the number of the file, and the bytes.
@@ -124,7 +141,7 @@ impl Faults {
     /// File, line and column of a place.
     fn name(&self, place: &Place) -> String {
         let Some(file) = self.files.get(place.file) else { return String::new() };
-        let (number, column, _) = line_of(&file.text, place.span.start);
+        let (number, column, _) = line_of(file, place.span.start);
         format!("{}:{number}:{column}", file.name)
     }
 
@@ -135,7 +152,7 @@ impl Faults {
             .iter()
             .filter_map(|(place, label)| {
                 let file = self.files.get(place.file)?;
-                Some((file.name.as_str(), View::of(&file.text, &place.span, label)))
+                Some((file.name.as_str(), View::of(file, &place.span, label)))
             })
             .collect();
         let snippets = views.iter().enumerate().map(|(number, (name, view))| {
@@ -164,9 +181,9 @@ struct View {
 }
 
 impl View {
-    fn of(text: &str, span: &Range<usize>, label: &str) -> Self {
-        let (number, _, line) = line_of(text, span.start);
-        let whole = text.get(line.clone()).unwrap_or_default();
+    fn of(file: &SourceText, span: &Range<usize>, label: &str) -> Self {
+        let (number, _, line) = line_of(file, span.start);
+        let whole = file.text.get(line.clone()).unwrap_or_default();
         let start = floor(whole, span.start.saturating_sub(line.start));
         // What goes over several lines is meant from its first.
         let end = whole.ceil_char_boundary(span.end.min(line.end).saturating_sub(line.start)).max(start);
@@ -188,18 +205,18 @@ fn floor(text: &str, at: usize) -> usize {
 }
 
 /// The number, column and bytes of the line that holds a byte.
-fn line_of(text: &str, at: usize) -> (usize, usize, Range<usize>) {
+fn line_of(file: &SourceText, at: usize) -> (usize, usize, Range<usize>) {
+    let text = file.text.as_str();
     let at = floor(text, at);
     let before = text.get(..at).unwrap_or_default();
     let start = before.rfind('\n').map_or(0, |newline| newline.saturating_add(1));
-    let number = before.bytes().filter(|byte| *byte == b'\n').count().saturating_add(1);
     let rest = text.get(at..).unwrap_or_default();
     let mut end = rest.find('\n').map_or(text.len(), |newline| at.saturating_add(newline));
     if end > start && text.as_bytes().get(end.saturating_sub(1)) == Some(&b'\r') && end > at {
         end = end.saturating_sub(1);
     }
     let column = before.get(start..).unwrap_or_default().chars().count().saturating_add(1);
-    (number, column, start..end)
+    (file.line(at), column, start..end)
 }
 
 fn one_line(text: &str) -> String {
@@ -230,7 +247,7 @@ mod tests {
     use super::*;
 
     fn faults(text: &str, span: Range<usize>) -> Faults {
-        let files = [SourceText { name: "vmnat.toml".into(), text: text.into() }];
+        let files = [SourceText::new("vmnat.toml", text)];
         Faults::check(&files, vec![Fault::at(Place { file: 0, span }, "wrong").hint("mend it")]).unwrap_err()
     }
 

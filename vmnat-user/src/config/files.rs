@@ -86,7 +86,7 @@ pub fn read(instance: &Instance, source: &Source) -> Result<Config> {
         Source::Input => {
             let mut text = String::new();
             io::stdin().read_to_string(&mut text).context("read standard input")?;
-            SourceText { name: source.name(instance), text }
+            SourceText::new(source.name(instance), text)
         }
     };
     Ok(parse(vec![text]).map_err(Error::from)?)
@@ -142,7 +142,7 @@ fn text_of(path: &Path) -> Result<SourceText> {
         let at = error.utf8_error().valid_up_to();
         Error::Usage(format!("{}: byte {at} is no UTF-8, which TOML is written in", path.display()))
     })?;
-    Ok(SourceText { name: path.display().to_string(), text })
+    Ok(SourceText::new(path.display().to_string(), text))
 }
 
 fn unreadable(error: io::Error, path: &Path) -> anyhow::Error {

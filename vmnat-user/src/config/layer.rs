@@ -175,7 +175,7 @@ mod tests {
     use crate::config::{SourceText, parse};
 
     fn wanted(text: &str) -> Vec<(Statement, Place)> {
-        parse(vec![SourceText { name: "vmnat.toml".into(), text: text.into() }]).unwrap().statements
+        parse(vec![SourceText::new("vmnat.toml", text)]).unwrap().statements
     }
 
     fn apply(state: &mut State, text: &str) -> Vec<String> {

@@ -326,9 +326,7 @@ impl Config {
 
 fn line_name(files: &[SourceText], place: &Place) -> String {
     let Some(file) = files.get(place.file) else { return String::new() };
-    let before = file.text.get(..place.span.start).unwrap_or(&file.text);
-    let number = before.bytes().filter(|byte| *byte == b'\n').count().saturating_add(1);
-    format!("{}:{number}", file.name)
+    format!("{}:{}", file.name, file.line(place.span.start))
 }
 
 /// The first word of a name below a prefix.

@@ -14,7 +14,7 @@ use nix::fcntl::{Flock, FlockArg};
 use super::State;
 use crate::{
     error::Error,
-    forwards::store::{self, Staged},
+    forwards::store::{self, Staged, UNFINISHED},
     paths::Instance,
 };
 
@@ -66,6 +66,10 @@ impl Lock {
         let file = options.open(&path).with_context(|| format!("open {}", path.display()))?;
         match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
             Ok(file) if is_current(&file, &path) => {
+                // What a holder that was killed has not finished.
+                for file in [instance.state(), instance.forwards()] {
+                    let _ = fs::remove_file(file.with_extension(UNFINISHED));
+                }
                 Ok(Some(Self { _file: file, instance: instance.clone() }))
             }
             // `down` removed the file between open and lock: whoever comes next makes another.
@@ -112,7 +116,7 @@ impl Lock {
 
     fn write_running(&self, state: &State) -> Result<StagedState> {
         let path = self.instance.state();
-        let staged = StagedState { temporary: path.with_extension("json.next"), path };
+        let staged = StagedState { temporary: path.with_extension(UNFINISHED), path };
         staged.write(state).with_context(|| format!("write {}", staged.path.display()))?;
         Ok(staged)
     }

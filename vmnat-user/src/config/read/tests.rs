@@ -3,7 +3,7 @@
 use super::*;
 
 fn file(name: &str, text: &str) -> SourceText {
-    SourceText { name: name.into(), text: text.into() }
+    SourceText::new(name, text)
 }
 
 fn read(text: &str) -> Config {

@@ -12,8 +12,7 @@ use crate::{
 };
 
 fn read(text: &str) -> Config {
-    let file = SourceText { name: "vmnat.toml".into(), text: text.into() };
-    parse(vec![file]).unwrap_or_else(|faults| panic!("{faults}\n{text}"))
+    parse(vec![SourceText::new("vmnat.toml", text)]).unwrap_or_else(|faults| panic!("{faults}\n{text}"))
 }
 
 /// The state that a text makes of nothing.
@@ -96,7 +95,7 @@ proptest! {
 
     #[test]
     fn no_text_makes_the_reader_panic(text in "[ -~\\n]{0,200}") {
-        if let Err(faults) = parse(vec![SourceText { name: "x".into(), text }]) {
+        if let Err(faults) = parse(vec![SourceText::new("x", text)]) {
             prop_assert!(faults.count() > 0 && !faults.to_string().is_empty());
         }
     }
