@@ -34,4 +34,6 @@ impl BridgePortFlags {
     pub const HOST_DID_NOT_FORWARD: u32 = 4;
     /// The bridge is an uplink, and this one of its ports: by it comes the world.
     pub const OF_UPLINK: u32 = 8;
+    /// Guests may use the addresses alone that were given to them ([`crate::lease::LeaseFlags::BOUND`]).
+    pub const STRICT: u32 = 16;
 }

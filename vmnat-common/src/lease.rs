@@ -31,4 +31,9 @@ impl LeaseFlags {
     pub const FROM_TRAFFIC: u16 = 1;
     /// Read from the host's neighbour table.
     pub const FROM_NEIGHBOUR: u16 = 2;
+    /// User space says that the address was given to this MAC: by a DHCP server, or by the operator. While the port is one of
+    /// the bridge's, nobody else takes the address.
+    pub const BOUND: u16 = 4;
+    /// Beside [`Self::BOUND`]: by this port alone.
+    pub const PORT_BOUND: u16 = 8;
 }

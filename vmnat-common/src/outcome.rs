@@ -61,6 +61,7 @@ catalogue! {
         BadHeader = Dropped, "bad_header", "The IPv4 header contradicts itself.";
         ForeignSource = Dropped, "foreign_source", "The guest's source address is not of its network.";
         SpoofedSource = Dropped, "spoofed_source", "The source address belongs to another guest.";
+        UnboundSource = Dropped, "unbound_source", "The network has strict leases, and nobody has given the source address to this MAC at this port: no DHCP server, and not `vmnat leases bind`.";
         OtherNetwork = Dropped, "other_network", "Addressed to another managed network, which is closed to this one.";
         InvalidDestination = Dropped, "invalid_destination", "Addressed to where no router forwards.";
         ClosedExit = Dropped, "closed_exit", "The route leads to an exit that was closed before vmnat turned on forwarding for the bridge.";

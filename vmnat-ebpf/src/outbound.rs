@@ -24,20 +24,24 @@ use crate::{
 #[inline(always)]
 pub fn at_port(ctx: &TcContext) -> Result<Outcome, Outcome> {
     if parse::frame(ctx)? == Frame::Arp {
-        lease::learn_from_arp(ctx, bridge::port_of(ctx)?);
-        return Ok(Outcome::NotIpv4);
+        return hear_arp(ctx);
     }
     translate(ctx)
 }
 
-/// The program of a bridge. Replies to ARP that were addressed to the host alone are seen here too, but say nothing about
-/// the port.
+/// The program of a bridge.
 #[inline(always)]
 pub fn at_bridge(ctx: &TcContext) -> Result<Outcome, Outcome> {
     if parse::frame(ctx)? == Frame::Arp {
-        return Ok(Outcome::NotIpv4);
+        return hear_arp(ctx);
     }
     translate(ctx)
+}
+
+#[inline(always)]
+fn hear_arp(ctx: &TcContext) -> Result<Outcome, Outcome> {
+    lease::hear_arp(ctx, bridge::port_of(ctx)?)?;
+    Ok(Outcome::NotIpv4)
 }
 
 #[inline(always)]
@@ -86,6 +90,9 @@ fn translate(ctx: &TcContext) -> Result<Outcome, Outcome> {
 #[inline(never)]
 fn judge(ctx: &TcContext, packet: &Packet) -> Result<(), Outcome> {
     let port = bridge::port_of(ctx)?;
+    if lease::is_strict(port) {
+        lease::hold(ctx, packet, port)?;
+    }
     if packet.destination_mac != port.mac {
         return Err(bridge::to_station(ctx, packet, port).unwrap_or_else(|outcome| outcome));
     }

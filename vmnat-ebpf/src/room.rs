@@ -87,6 +87,7 @@ pub fn refuse(ctx: &TcContext, packet: &Packet, reason: Outcome) -> Outcome {
             | Outcome::PortsExhausted
             | Outcome::FlowTableFull
             | Outcome::FlowConflict
+            | Outcome::NoUplinkAddress
     );
     if let Ok(settings) = settings::get()
         && settings.room.refusing != 0

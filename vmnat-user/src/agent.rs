@@ -31,11 +31,12 @@ use tracing::{debug, info, warn};
 
 use self::{lease_watch::LeaseWatch, listener::Listener, round::Round};
 use crate::{
+    dhcp::Dhcp,
     error::Error,
-    facts::{self, Changes, Watch},
+    facts::{self, Changes, RouteFact, Watch},
     forwards,
     kernel_log::KernelLog,
-    leases,
+    leases::{self, LeaseFact},
     paths::Instance,
     reconcile,
     services::Relay,
@@ -52,6 +53,9 @@ const SETTLE_NEIGHBOURS: Duration = Duration::from_secs(2);
 /// Between two looks at what announces no change: ports that the host holds, kernel settings, filters
 /// of tc, folders of lease files.
 const LOOK: Duration = Duration::from_secs(30);
+
+/// Between two questions to the system's bus, where leases are told there alone.
+const ASK_BUS: Duration = Duration::from_secs(2);
 
 /// Holds the agent's place: one agent an instance.
 #[derive(Debug)]
@@ -139,6 +143,8 @@ pub async fn run(instance: &Instance, ready: impl FnOnce()) -> Result<()> {
     let mut agent = Agent::open(instance)?;
     let mut changes = Listener::<Watch>::open()?;
     let mut reap = interval(agent.reap_interval.max(Duration::from_millis(50)));
+    let mut bus = interval(ASK_BUS);
+    bus.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut look = interval(LOOK);
     look.reset();
     let mut kernel_log = agent.open_kernel_log();
@@ -151,7 +157,8 @@ pub async fn run(instance: &Instance, ready: impl FnOnce()) -> Result<()> {
     ready();
     loop {
         tokio::select! {
-            () = agent.lease_watch.next() => agent.note_leases(),
+            () = agent.lease_watch.next() => agent.plan(SETTLE),
+            _ = bus.tick() => agent.ask_bus(),
             found = changes.next() => agent.note(found),
             () = due(agent.due) => agent.reconcile().await,
             true = pump(&mut kernel_log) => {}
@@ -173,6 +180,11 @@ pub async fn run(instance: &Instance, ready: impl FnOnce()) -> Result<()> {
     }
     info!("the agent ends; the dataplane goes on without it");
     Ok(())
+}
+
+/// Index of an interface of the agent's network namespace.
+fn index_of(name: &str) -> Option<u32> {
+    nix::net::if_::if_nametoindex(name).ok()
 }
 
 async fn due(at: Option<Instant>) {
@@ -201,16 +213,21 @@ struct Agent<'a> {
     /// The programs log.
     kernel_log: bool,
     lease_watch: LeaseWatch,
-    /// A port forward leads to a lease.
-    follows_leases: bool,
+    /// What the system's bus said of leases; none where it is not asked.
+    bus: Option<(State, Vec<LeaseFact>)>,
     /// Answers for names where the host's own server cannot.
     relay: Relay,
+    /// Gives addresses where the host's own server cannot.
+    dhcp: Dhcp,
     /// When to reconcile.
     due: Option<Instant>,
     /// When to read the operator's files, because a command was at it.
     reload_due: Option<Instant>,
     /// Routes have changed: flows must look at their way again.
     rerouted: bool,
+    /// The routes of the last picture. The kernel tells nobody of those that go with a link (`fib_disable_ip()` of
+    /// `net/ipv4/fib_frontend.c`).
+    routes: Vec<RouteFact>,
 }
 
 impl<'a> Agent<'a> {
@@ -228,11 +245,13 @@ impl<'a> Agent<'a> {
             reap_interval,
             kernel_log,
             lease_watch: LeaseWatch::open(),
-            follows_leases: false,
+            bus: None,
             relay: Relay::default(),
+            dhcp: Dhcp::default(),
             due: None,
             reload_due: None,
             rerouted: false,
+            routes: Vec::new(),
         })
     }
 
@@ -301,13 +320,18 @@ impl<'a> Agent<'a> {
         self.look_ahead(&state);
         let done = done?;
         self.relay.settle(self.instance, &state, &facts);
+        self.dhcp.settle(self.instance, &state, &facts);
         for change in done.changes.iter().chain(&done.forwards) {
             info!("{change}");
         }
         for warning in state.warnings.iter().filter(|warning| !before.warnings.contains(warning)) {
             warn!("{warning}");
         }
-        if std::mem::take(&mut self.rerouted) {
+        let moved = self.routes != facts.routes;
+        if moved {
+            self.routes.clone_from(&facts.routes);
+        }
+        if std::mem::take(&mut self.rerouted) || moved {
             self.tables.bump_generation()?;
         }
         if !done.failures.is_empty() {
@@ -316,17 +340,19 @@ impl<'a> Agent<'a> {
         Ok(true)
     }
 
-    /// Plans a reconcile where a lease file's change may move a port forward.
-    fn note_leases(&mut self) {
-        if self.follows_leases {
+    /// Plans a reconcile where the bus tells other leases than before; it announces none.
+    fn ask_bus(&mut self) {
+        let Some((state, before)) = &self.bus else { return };
+        let is_other = leases::of_bus(state, &index_of) != *before;
+        if is_other {
             self.plan(SETTLE);
         }
     }
 
-    /// Notes what port forwards wait for: changes of leases, and the first end.
+    /// Notes what is to be waited for: leases that no file tells, and the first end of a port forward.
     fn look_ahead(&mut self, state: &State) {
-        self.follows_leases =
-            state.forwards.iter().any(|forward| forward.wish.spec.target.address().is_none());
+        let told = leases::of_bus(state, &index_of);
+        self.bus = leases::may_ask_bus(state, &index_of).then(|| (state.clone(), told));
         if let Some(end) = state.forwards.iter().filter_map(|forward| forward.wish.expires).min() {
             self.plan(Duration::from_secs(end.saturating_sub(forwards::now())).max(SETTLE));
         }

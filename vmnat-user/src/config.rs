@@ -17,6 +17,8 @@ mod layer;
 mod read;
 mod write;
 
+#[cfg(any(test, fuzzing))]
+pub use self::layer::made_of;
 pub use self::{
     describe::{Difference, difference, statements},
     fault::{Fault, Faults, Place, SourceText},

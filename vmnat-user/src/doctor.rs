@@ -8,6 +8,8 @@ pub mod judge;
 pub mod probe;
 pub mod report;
 pub mod ruleset;
+#[cfg(test)]
+mod tests;
 
 use anyhow::Result;
 

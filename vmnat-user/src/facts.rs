@@ -307,6 +307,27 @@ mod tests {
     }
 
     #[test]
+    fn every_way_to_the_world_is_an_exit_and_its_router_is_known() {
+        let link = |index, bare| LinkFact { index, name: format!("e{index}"), bare, ..LinkFact::default() };
+        let by = |gateway: [u8; 4], route| RouteFact { gateway: Some(Address::new(gateway)), ..route };
+        let facts = Facts {
+            links: vec![link(2, false), link(3, false), link(4, true), link(5, false)],
+            routes: vec![
+                by([10, 0, 0, 1], route("0.0.0.0/0", 2, 100, MAIN_TABLE)),
+                by([10, 0, 0, 9], route("0.0.0.0/0", 2, 0, 100)),
+                route("10.0.0.0/8", 3, 0, MAIN_TABLE),
+                route("128.0.0.0/1", 4, 0, MAIN_TABLE),
+                route("0.0.0.0/0", 5, 0, 7),
+            ],
+            ..Facts::default()
+        };
+        assert_eq!(facts.exits().map(|link| link.index).collect::<Vec<_>>(), [2, 4, 5]);
+        let routers: Vec<_> = facts.links.iter().map(|link| facts.router_behind(link)).collect();
+        let first = Address::new([10, 0, 0, 1]);
+        assert_eq!(routers, [Some(first), None, Some(Address::UNSPECIFIED), None]);
+    }
+
+    #[test]
     fn a_port_is_found_behind_its_bridge_only() {
         let mac = Mac::new([2, 0, 0, 0, 0, 1]);
         let fdb = vec![

@@ -10,8 +10,9 @@ use vmnat_common::Protocol;
 
 use crate::{
     cli,
+    config::{self, SourceText},
     conntrack::{self, Translation},
-    docker, facts,
+    dhcp, docker, facts,
     forwards::{ForwardSpec, store},
     host_sockets, leases,
     netlink::{Attributes, Messages},
@@ -23,7 +24,8 @@ use crate::{
 pub type Target = (&'static str, fn(&[u8]));
 
 /// Every target of this crate.
-pub const TARGETS: [Target; 13] = [
+pub const TARGETS: [Target; 19] = [
+    ("config_file", config_file),
     ("forward_spec", forward_spec),
     ("forward_file", forward_file),
     ("forward_store", forward_store),
@@ -31,13 +33,51 @@ pub const TARGETS: [Target; 13] = [
     ("instance_name", instance_name),
     ("libvirt_leases", libvirt_leases),
     ("dnsmasq_leases", dnsmasq_leases),
+    ("dnsmasq_hosts", dnsmasq_hosts),
+    ("networkd_leases", networkd_leases),
     ("docker_answer", docker_answer),
     ("socket_table", socket_table),
     ("netlink_messages", netlink_messages),
     ("conntrack_entry", conntrack_entry),
     ("port_rules", port_rules),
     ("tc_filters", tc_filters),
+    ("dhcp_frame", dhcp_frame),
+    ("dhcp_leases", dhcp_leases),
+    ("libvirt_network", libvirt_network),
 ];
+
+/// A frame at a bridge: what is read of it lies inside it, and a client's message has what an answer needs.
+pub fn dhcp_frame(bytes: &[u8]) {
+    let payload = match dhcp::read_frame(bytes) {
+        Some(dhcp::Carried::Dhcp(datagram)) => {
+            assert!(datagram.payload.len().saturating_add(42) <= bytes.len());
+            datagram.payload
+        }
+        _ => bytes,
+    };
+    if let Some(dhcp::Heard::Question(question)) = dhcp::read_message(payload) {
+        assert!(!question.client.mac.is_group());
+        assert!(question.client.id.is_none_or(|id| !id.is_empty() && id.len() <= 64));
+        let is_sound = |byte: u8| byte.is_ascii_alphanumeric() || byte == b'-';
+        assert!(question.name.is_none_or(|name| !name.is_empty() && name.bytes().all(is_sound)));
+    }
+}
+
+/// The file of the leases that the agent gave.
+pub fn dhcp_leases(bytes: &[u8]) {
+    let Ok(text) = str::from_utf8(bytes) else { return };
+    let written = dhcp::Book::read(text).written();
+    assert_eq!(dhcp::Book::read(&written).written(), written);
+    assert_eq!(leases::read_dnsmasq(&written).len(), written.lines().count());
+}
+
+/// A network as libvirt defines it.
+pub fn libvirt_network(bytes: &[u8]) {
+    let Ok(text) = str::from_utf8(bytes) else { return };
+    if let Ok(network) = dhcp::read_libvirt(text) {
+        assert_eq!(network.has_dhcp, !network.ranges.is_empty() || !network.hosts.is_empty());
+    }
+}
 
 /// A port forward as people write it: what is understood has one form, which is understood as the same.
 pub fn forward_spec(bytes: &[u8]) {
@@ -61,6 +101,23 @@ pub fn forward_file(bytes: &[u8]) {
             survives_json(&request.wish);
         }
     }
+}
+
+/// A file of the configuration: what is understood can be written, and is then understood as the same.
+pub fn config_file(bytes: &[u8]) {
+    let Ok(text) = str::from_utf8(bytes) else { return };
+    let read = |text: &str| config::parse(vec![SourceText::new("vmnat.toml", text)]);
+    let config = match read(text) {
+        Ok(config) => config,
+        Err(faults) => {
+            assert!(faults.count() > 0 && faults.to_string().contains("vmnat.toml") && !faults.brief().is_empty());
+            return;
+        }
+    };
+    let made = config::made_of(&config);
+    let written = config::effective(&made);
+    let again = read(&written).map(|config| config::made_of(&config)).map_err(|faults| faults.to_string());
+    assert_eq!(again.as_ref(), Ok(&made), "{written}");
 }
 
 /// The file that holds port forwards.
@@ -105,6 +162,23 @@ pub fn dnsmasq_leases(bytes: &[u8]) {
     assert!(leases.len() <= text.lines().count());
     for lease in leases {
         assert!(lease.expires > 0 && lease.name.is_none_or(|name| !name.contains(char::is_whitespace)));
+    }
+}
+
+/// Static hosts of a dnsmasq.
+pub fn dnsmasq_hosts(bytes: &[u8]) {
+    let Ok(text) = str::from_utf8(bytes) else { return };
+    for lease in leases::read_hosts(text) {
+        assert!(lease.name.is_none_or(|name| !name.is_empty() && !name.contains(char::is_whitespace)));
+    }
+}
+
+/// What systemd-networkd keeps and answers.
+pub fn networkd_leases(bytes: &[u8]) {
+    let Ok(text) = str::from_utf8(bytes) else { return };
+    let answered = leases::read_networkd_answer(text, 15_000, 1_700_000_000).into_iter().flatten();
+    for lease in leases::read_networkd(text).into_iter().flatten().chain(answered) {
+        assert!(lease.expires > 0 && lease.name.is_none_or(|name| !name.is_empty()));
     }
 }
 

@@ -6,6 +6,7 @@ pub mod cli;
 pub mod config;
 pub mod conntrack;
 pub mod dataplane;
+pub mod dhcp;
 pub mod docker;
 pub mod doctor;
 pub mod duration;

@@ -153,6 +153,18 @@ impl Instance {
         self.library().join("mappings")
     }
 
+    /// The leases that the agent gave.
+    #[must_use]
+    pub fn dhcp_leases(&self) -> PathBuf {
+        self.library().join("dhcp.leases")
+    }
+
+    /// What the agent's DHCP servers do.
+    #[must_use]
+    pub fn dhcp(&self) -> PathBuf {
+        self.run().join("dhcp.json")
+    }
+
     /// Held while the instance is changed.
     #[must_use]
     pub fn lock(&self) -> PathBuf {

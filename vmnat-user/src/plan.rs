@@ -61,6 +61,25 @@ pub struct Plan {
     pub warnings: Vec<String>,
 }
 
+impl Plan {
+    /// The network that an address is in.
+    #[must_use]
+    pub fn network_of(&self, address: Ipv4Addr) -> Option<&Network> {
+        let is_inside = |key: &NetworkKey| {
+            let prefix = u8::try_from(key.prefix).unwrap_or(32);
+            Ipv4Net::new(key.address.into(), prefix).is_ok_and(|network| network.contains(&address))
+        };
+        self.network.iter().find(|(key, _)| is_inside(key)).map(|(_, network)| network)
+    }
+
+    /// True for a bridge whose guests may use the addresses alone that were given to them.
+    #[must_use]
+    pub fn is_strict(&self, bridge: u32) -> bool {
+        let mut entries = self.bridge_port.iter().filter(|(index, _)| *index == bridge);
+        entries.any(|(_, entry)| entry.flags & BridgePortFlags::STRICT != 0)
+    }
+}
+
 /// What the plan needs beside wish and picture.
 #[derive(Clone, Debug, Default)]
 pub struct Circumstances {
@@ -103,7 +122,7 @@ pub fn plan(state: &State, facts: &Facts, circumstances: &Circumstances) -> Resu
     let guarded = uplinks::guarded(state, facts, &uplinks);
     plan.hooks.extend(guarded.into_iter().map(Hook::guard));
     for bridge in &bridges {
-        plan_bridge(bridge, facts, circumstances, &mut plan);
+        plan_bridge(bridge, state, facts, circumstances, &mut plan);
         if !networks.iter().any(|network| network.bridge == bridge.index) {
             plan.warnings.push(format!("bridge {} has no IPv4 subnet: its guests get nothing", bridge.name));
         }
@@ -192,14 +211,22 @@ fn overlap(one: Ipv4Net, other: Ipv4Net) -> bool {
     one.contains(&other.network()) || other.contains(&one.network())
 }
 
-fn plan_bridge(bridge: &LinkFact, facts: &Facts, circumstances: &Circumstances, plan: &mut Plan) {
+fn plan_bridge(
+    bridge: &LinkFact,
+    state: &State,
+    facts: &Facts,
+    circumstances: &Circumstances,
+    plan: &mut Plan,
+) {
     let closed = circumstances.closed.contains(&bridge.index);
     let closed = if closed { BridgePortFlags::HOST_DID_NOT_FORWARD } else { 0 };
+    let wish = state.bridges.iter().find(|wish| wish.name == bridge.name);
+    let strict = if wish.is_some_and(|wish| wish.strict_leases) { BridgePortFlags::STRICT } else { 0 };
     let entry = |flags| BridgePort {
         bridge: bridge.index,
         mac: bridge.mac.unwrap_or(Mac::ZERO),
         mtu: mtu_of(bridge),
-        flags: flags | closed,
+        flags: flags | closed | strict,
     };
     plan.bridge_port.push((bridge.index, entry(BridgePortFlags::IS_BRIDGE)));
     let mut special: BTreeMap<String, Vec<&str>> = BTreeMap::new();
@@ -221,7 +248,10 @@ fn plan_bridge(bridge: &LinkFact, facts: &Facts, circumstances: &Circumstances, 
             [port] => format!("port {port} of {} uses the slower hook of its", bridge.name),
             _ => format!("ports {} of {} use the slower hook of their", ports.join(", "), bridge.name),
         };
-        plan.warnings.push(format!("{ports} bridge: {why}"));
+        // Frames from one such port to another meet no program.
+        let strict =
+            if strict == 0 { "" } else { "; strict leases hold towards the host and the world alone" };
+        plan.warnings.push(format!("{ports} bridge: {why}{strict}"));
     }
     // After its ports: what reaches the bridge's hook unmarked then comes from a port that has none.
     plan.hooks.push(Hook::of_bridge(&bridge.name, bridge.index));

@@ -82,6 +82,7 @@ pub fn fill(
     done.forwards.extend(crate::forwards::drop_expired(state, crate::forwards::now()));
     let directory = |state: &State| Directory::gather(state, facts, tables);
     crate::forwards::refresh(state, directory)?;
+    state.dhcp_leases = instance.dhcp_leases();
     sysctls::survey(state, facts, done);
     let loopback_is_strict = services::loopback::settle(state, !outline.service.is_empty(), done);
     let room = room::settle(instance, tables, facts, &outline)?;
@@ -100,7 +101,7 @@ pub fn fill(
     }
     settings::settle(instance, tables, state)?;
     let moved = settle_maps(tables, &plan, facts, done)?;
-    let leases = leases::settle(tables, &plan, facts)?;
+    let leases = leases::settle(tables, &plan, facts, &Directory::given(state, facts))?;
     stations::settle(tables, &plan, facts)?;
     if moved || leases {
         tables.bump_generation()?;

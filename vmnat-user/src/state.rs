@@ -22,7 +22,7 @@ use serde::{Deserialize, Serialize};
 pub use self::{
     lock::{Lock, StagedState},
     records::{FilterRecord, HookMode, SysctlRecord},
-    wish::{Bridge, Filtering, GuestQuotas, PoolRange},
+    wish::{Binding, Bridge, Filtering, GuestQuotas, PoolRange},
 };
 use crate::{
     config::FileLayer,
@@ -80,6 +80,12 @@ pub struct State {
     /// Lease files to look at before all others.
     #[serde(default)]
     pub lease_files: Vec<PathBuf>,
+    /// The file of the leases that the agent gives.
+    #[serde(default)]
+    pub dhcp_leases: PathBuf,
+    /// Addresses that the operator has given to guests.
+    #[serde(default)]
+    pub bindings: Vec<Binding>,
     /// Destinations that guests reach without translation.
     #[serde(default)]
     pub untranslated: Vec<Ipv4Net>,
@@ -126,6 +132,8 @@ impl State {
             expiries: BTreeMap::new(),
             resolved: BTreeMap::new(),
             lease_files: Vec::new(),
+            dhcp_leases: PathBuf::new(),
+            bindings: Vec::new(),
             untranslated: Vec::new(),
             file: FileLayer::default(),
             sysctls: Vec::new(),

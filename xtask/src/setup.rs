@@ -13,6 +13,7 @@ mod linker;
 mod packages;
 pub mod stun;
 mod toolchain;
+pub mod wireguard;
 
 use anyhow::{Result, ensure};
 use clap::Parser;
@@ -58,6 +59,7 @@ pub fn ensure(scope: Scope) -> Result<()> {
         guest_kernel::ensure()?;
         guest_root::ensure()?;
         stun::ensure()?;
+        wireguard::ensure()?;
         dnsmasq::ensure()?;
         hosts::ensure(if scope == Scope::Hosts {
             &[hosts::BOOKWORM, hosts::TRIXIE]

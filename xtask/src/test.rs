@@ -9,7 +9,7 @@ use crate::{
     check::{CHECKS, Check},
     command::{self, cargo, program},
     demo, project, setup,
-    setup::{dnsmasq, guest_kernel, guest_root, hosts, stun},
+    setup::{dnsmasq, guest_kernel, guest_root, hosts, stun, wireguard},
     steps::Steps,
 };
 
@@ -149,6 +149,7 @@ impl Tier {
         command.env(guest_kernel::VARIABLE, guest_kernel::dir()).env(guest_root::VARIABLE, guest_root::dir());
         command.env(stun::VARIABLE, stun::dir()).env(dnsmasq::VARIABLE, dnsmasq::dir());
         command.env(hosts::VARIABLE, hosts::dir()).env(hosts::RESULTS, results());
+        command.env(wireguard::VARIABLE, wireguard::dir());
         command.env(project::VMNAT, project::built("vmnat"));
         command
     }

@@ -158,9 +158,9 @@ impl Machine {
             format!("cannot start a machine with the files of {} in {}", tree.display(), network.name())
         })?;
         let (mut init, life, output) = started;
-        let mut line = String::new();
-        BufReader::new(output).read_line(&mut line)?;
-        if line.trim() != "ready" {
+        let mut first = String::new();
+        BufReader::new(output).read_line(&mut first)?;
+        if first.trim() != "ready" {
             init.kill().ok();
             let said = init.wait_with_output().map(|end| String::from_utf8_lossy(&end.stderr).into_owned());
             bail!("process 1 of the machine failed: {}", said.unwrap_or_default().trim());

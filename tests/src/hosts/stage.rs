@@ -100,6 +100,8 @@ impl Stage {
         let machine = Machine::boot(&lab.host, &tree.folder()?)?;
         lab.host = machine.enter(&lab.host);
         fs::write(lab.host.file("/etc/resolv.conf"), format!("nameserver {RESOLVER}\n"))?;
+        // Without one, networkd has no identity to ask for leases with.
+        fs::write(lab.host.file("/etc/machine-id"), "5266bd4d0b8a4c7f9d0f6e3f3c7e2a10\n")?;
         let mut stage = Self {
             _machine: machine,
             daemons: Vec::new(),

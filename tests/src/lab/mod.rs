@@ -4,6 +4,7 @@
 //! vmnat's pins, state, port forwards and agent of one lab are out of reach of all others and of the machine.
 
 pub mod client;
+pub mod dhcp;
 pub mod dnsmasq;
 pub mod firewall;
 pub mod frame;
@@ -18,6 +19,7 @@ pub mod stun;
 pub mod uplink;
 pub mod vmnat;
 pub mod watch;
+pub mod wireguard;
 
 use std::{
     fmt::Write as _,
@@ -79,6 +81,7 @@ pub fn guest_mac(number: usize) -> Mac {
 
 /// What a lab is like before vmnat comes.
 #[derive(Clone, Copy, Debug)]
+#[expect(clippy::struct_excessive_bools, reason = "each is a setting of its own, on or off")]
 pub struct Setup {
     /// Number of guests.
     pub guests: usize,

@@ -1,5 +1,7 @@
 //! The six situations in which hosts cut their guests off, with the real software, first without vmnat and then with it.
 
+use vmnat_tests::hosts::checks::Check;
+
 /// Makes each variant a test of its name.
 macro_rules! play {
     ($($variant:ident),+ $(,)?) => {
@@ -7,4 +9,14 @@ macro_rules! play {
     };
 }
 
+/// What the host serves its guests, where its firewall lets nothing in.
+const SERVICES_REFUSED: &[(Check, &str)] = &[(Check::GatewayDns, DNS_REFUSED), (Check::Dhcp, DHCP_REFUSED)];
+
+const DNS_REFUSED: &str = "the host's firewall lets no question in to its own resolver";
+const DHCP_REFUSED: &str = "the host's firewall lets no request in to its own DHCP server";
+
 mod docker;
+mod firewalld;
+mod libvirt_nft;
+mod nftables;
+mod ufw;

@@ -17,12 +17,14 @@ macro_rules! on_both_hooks {
 
 mod commands;
 mod config;
+mod dhcp;
 mod errors;
 mod filtering;
 mod firewalls;
 mod forwards;
 mod hostile;
 mod lab_itself;
+mod leases;
 mod life;
 mod neighbours;
 mod path;

@@ -1,7 +1,11 @@
 //! Uplinks that change, flap and come later; below, those of other kinds, several at once, and VPNs.
 
+mod absent;
 mod bridge;
 mod kinds;
+mod several;
+mod vpn;
+mod wireguard;
 
 use std::{net::SocketAddr, time::Duration};
 

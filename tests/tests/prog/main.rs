@@ -21,6 +21,7 @@ mod fuzz;
 mod guard;
 mod hairpin;
 mod inbound;
+mod leases;
 mod mss;
 mod outbound;
 mod ports;

@@ -12,7 +12,7 @@ use vmnat_common::{
     Address, Endpoint, Mac, Outcome, Port, SCHEMA_VERSION,
     bridge::{BridgePort, BridgePortFlags},
     forward::{Forward, ForwardCount, place},
-    lease::Lease,
+    lease::{Lease, LeaseFlags},
     network::{Network, NetworkFlags, NetworkKey},
     port_range::POOL_WORDS,
     quota::Quotas,
@@ -221,6 +221,20 @@ impl Rig {
     pub fn lease(&self, guest: [u8; 4], mac: [u8; 6], port: u32) {
         let lease = Lease { port, bridge: BRIDGE, mac: Mac::new(mac), flags: 0, last_seen: 0 };
         self.tables.lease.set(&guest.into_address(), &lease).unwrap();
+    }
+
+    /// Says that an address was given to a guest, with further flags of the lease.
+    pub fn bind(&self, guest: [u8; 4], mac: [u8; 6], port: u32, flags: u16) {
+        let flags = LeaseFlags::BOUND | flags;
+        let lease = Lease { port, bridge: BRIDGE, mac: Mac::new(mac), flags, last_seen: 0 };
+        self.tables.lease.set(&guest.into_address(), &lease).unwrap();
+    }
+
+    /// Lets guests use the addresses alone that were given to them.
+    pub fn strict(&self) {
+        self.port(BRIDGE, BridgePortFlags::IS_BRIDGE | BridgePortFlags::STRICT);
+        self.port(PORT1, BridgePortFlags::DIRECT | BridgePortFlags::STRICT);
+        self.port(PORT2, BridgePortFlags::DIRECT | BridgePortFlags::STRICT);
     }
 
     /// Says behind which port a station of the bridge is.

@@ -95,7 +95,7 @@ pub async fn run(cli: Cli) -> Result<()> {
         Command::Uplink(args) => uplink::run(&instance, args).await,
         Command::Dnat(args) => dnat::run(&instance, args).await,
         Command::Flows(args) => flows::run(&instance, &args),
-        Command::Leases(args) => leases::run(&instance, &args),
+        Command::Leases(args) => leases::run(&instance, args).await,
         Command::Guests(args) => guests::run(&instance, &args),
         Command::Counters(args) => counters::run(&instance, &args),
         Command::Logs(args) => logs::run(&instance, &args),

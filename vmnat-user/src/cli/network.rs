@@ -36,6 +36,9 @@ enum Action {
         /// Who may answer to the mapped ports of its guests [default: address-and-port-dependent]
         #[arg(long, value_name = "FILTERING")]
         filtering: Option<up::FilteringWish>,
+        /// Bind its guests to their leases [default: off]
+        #[arg(long, value_name = "ON|OFF", num_args = 0..=1, require_equals = true, default_missing_value = "on")]
+        strict_leases: Option<up::StrictWish>,
     },
     /// Serve a bridge no more; its guests' flows end
     Rm {
@@ -58,6 +61,8 @@ pub(super) struct Row {
     pub(super) ports: usize,
     /// Who may answer to the mappings of its guests.
     pub(super) filtering: Filtering,
+    /// Its guests may use the addresses alone that were given to them.
+    pub(super) strict_leases: bool,
     pub(super) present: bool,
 }
 
@@ -67,8 +72,9 @@ pub(super) struct Row {
 /// When the change cannot be made.
 pub async fn run(instance: &Instance, args: Args) -> Result<()> {
     match args.action {
-        Action::Add { bridge, networks, filtering } => {
-            add(instance, bridge, networks, filtering.map(Filtering::from)).await
+        Action::Add { bridge, networks, filtering, strict_leases } => {
+            let strict = strict_leases.map(|wish| wish == up::StrictWish::On);
+            add(instance, bridge, networks, filtering.map(Filtering::from), strict).await
         }
         Action::Rm { bridge } => remove(instance, &bridge).await,
         Action::List { json } => list(instance, json).await,
@@ -80,25 +86,21 @@ async fn add(
     name: String,
     networks: Vec<Ipv4Net>,
     filtering: Option<Filtering>,
+    strict: Option<bool>,
 ) -> Result<()> {
     let mut change = Change::begin(instance).await?;
     up::check_bridge(&change.facts, &name)?;
     let networks: Vec<Ipv4Net> = networks.into_iter().map(|network| network.trunc()).collect();
-    match change.state.bridges.iter_mut().find(|bridge| bridge.name == name) {
-        Some(bridge) => {
-            // To name the filtering alone changes nothing else.
-            if filtering.is_none() || !networks.is_empty() {
-                bridge.networks = networks;
-            }
-            bridge.filtering = filtering.unwrap_or(bridge.filtering);
+    if let Some(bridge) = change.state.bridges.iter_mut().find(|bridge| bridge.name == name) {
+        // To name an option alone changes nothing else.
+        if (filtering.is_none() && strict.is_none()) || !networks.is_empty() {
+            bridge.networks = networks;
         }
-        None => {
-            change.state.bridges.push(Bridge {
-                networks,
-                filtering: filtering.unwrap_or_default(),
-                ..Bridge::new(name)
-            });
-        }
+        bridge.filtering = filtering.unwrap_or(bridge.filtering);
+        bridge.strict_leases = strict.unwrap_or(bridge.strict_leases);
+    } else {
+        let (filtering, strict_leases) = (filtering.unwrap_or_default(), strict.unwrap_or_default());
+        change.state.bridges.push(Bridge { networks, filtering, strict_leases, ..Bridge::new(name) });
     }
     reconcile::admit(instance, &change.state, &change.facts)?;
     report(&change.apply().await?, "nothing to change")
@@ -133,16 +135,17 @@ pub(super) fn rows(state: &State, facts: &Facts) -> Vec<Row> {
                 gateway: None,
                 ports: 0,
                 filtering,
+                strict_leases: bridge.strict_leases,
                 present: false,
             });
             continue;
         };
         let ports = facts.ports_of(link.index).count();
         let networks = plan::networks(state, facts, &[link]);
-        let filtering = bridge.filtering;
+        let (filtering, strict_leases) = (bridge.filtering, bridge.strict_leases);
         let row = |network, gateway| {
             let bridge = link.name.clone();
-            Row { network, bridge, gateway, ports, filtering, present: true }
+            Row { network, bridge, gateway, ports, filtering, strict_leases, present: true }
         };
         if networks.is_empty() {
             rows.push(row(None, None));
@@ -156,12 +159,13 @@ pub(super) fn rows(state: &State, facts: &Facts) -> Vec<Row> {
 }
 
 pub(super) fn text(rows: &[Row]) -> String {
-    const COLUMNS: [Column; 5] = [
+    const COLUMNS: [Column; 6] = [
         Column::Text("NETWORK"),
         Column::Text("BRIDGE"),
         Column::Text("GATEWAY"),
         Column::Number("PORTS"),
         Column::Text("FILTERING"),
+        Column::Text("LEASES"),
     ];
     if rows.is_empty() {
         return "no networks\n".to_owned();
@@ -175,12 +179,13 @@ pub(super) fn text(rows: &[Row]) -> String {
     text
 }
 
-fn cells(row: &Row) -> [String; 5] {
-    let Row { network, bridge, gateway, ports, filtering, present } = row;
+fn cells(row: &Row) -> [String; 6] {
+    let Row { network, bridge, gateway, ports, filtering, strict_leases, present } = row;
     let bridge = if *present { bridge.clone() } else { format!("{bridge} (not there)") };
     let network = network.map_or_else(|| "none".to_owned(), |network| network.to_string());
     let gateway = gateway.clone().unwrap_or_else(|| "none".to_owned());
-    [network, bridge, gateway, ports.to_string(), filtering.name().to_owned()]
+    let leases = if *strict_leases { "strict" } else { "as learned" };
+    [network, bridge, gateway, ports.to_string(), filtering.name().to_owned(), leases.to_owned()]
 }
 
 #[cfg(test)]
@@ -195,6 +200,7 @@ mod tests {
             gateway: None,
             ports: 2,
             filtering: Filtering::EndpointIndependent,
+            strict_leases: false,
             present: true,
         };
         let plain = "anyone who knows a mapped port reaches the guest, in 192.168.122.0/24";

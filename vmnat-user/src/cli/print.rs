@@ -2,21 +2,18 @@
 
 use std::{
     io::{self, Write as _},
-    os::fd::AsRawFd as _,
+    os::fd::{AsFd as _, AsRawFd as _},
 };
 
 use anyhow::{Context, Result};
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
 /// Prints text as it is; line ends are its own.
 ///
 /// # Errors
 /// When standard output cannot be written, unless its reader has gone.
 pub fn text(text: &str) -> Result<()> {
-    let mut output = io::stdout().lock();
-    match output.write_all(text.as_bytes()).and_then(|()| output.flush()) {
-        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
-        other => other.context("cannot write to standard output"),
-    }
+    is_written(text).map(drop)
 }
 
 /// Prints a line.
@@ -25,6 +22,28 @@ pub fn text(text: &str) -> Result<()> {
 /// As [`text`].
 pub fn line(line: &str) -> Result<()> {
     text(&format!("{line}\n"))
+}
+
+/// Prints text as it is; false when its reader has gone.
+///
+/// # Errors
+/// When standard output cannot be written.
+pub fn is_written(text: &str) -> Result<bool> {
+    let mut output = io::stdout().lock();
+    match output.write_all(text.as_bytes()).and_then(|()| output.flush()) {
+        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(false),
+        other => other.map(|()| true).context("cannot write to standard output"),
+    }
+}
+
+/// False when standard output is a pipe whose reader has gone.
+#[must_use]
+pub fn is_read() -> bool {
+    let output = io::stdout();
+    let mut ends = [PollFd::new(output.as_fd(), PollFlags::empty())];
+    let gone = PollFlags::POLLERR.union(PollFlags::POLLHUP);
+    let asked = poll(&mut ends, PollTimeout::ZERO);
+    asked.is_err() || !ends.iter().any(|end| end.revents().is_some_and(|events| events.intersects(gone)))
 }
 
 /// Columns of the terminal; of what else it may be, as many as a page has.

@@ -11,6 +11,7 @@ use super::{guests, network, print, uplink};
 use crate::{
     agent, change,
     dataplane::program::{self, HostProgram},
+    dhcp::{self, DhcpRow},
     error::Error,
     events::{self, Event},
     facts,
@@ -59,6 +60,8 @@ struct Status {
     pool: PoolRow,
     /// What guests may use of the host whatever its INPUT rules say.
     services: Vec<ServiceRow>,
+    /// Who gives addresses to guests.
+    dhcp: Vec<DhcpRow>,
     events: Vec<Event>,
     agent: AgentRow,
     warnings: Vec<String>,
@@ -167,6 +170,7 @@ fn status(instance: &Instance, state: State, tables: &Tables, facts: &Facts) -> 
             free_udp: pool.free_udp,
         },
         services: services::rows(&state, tables, facts)?,
+        dhcp: dhcp::rows(instance, &state, facts, pid.is_some()),
         events,
         agent: AgentRow { pid, log: state.log },
         warnings,
@@ -265,6 +269,7 @@ fn text(status: &Status) -> String {
         status.ipv6,
     );
     text.push_str(&services::text(&status.services));
+    text.push_str(&dhcp::text(&status.dhcp));
     text.push('\n');
     text.push_str(&network::text(&status.networks));
     text.push('\n');

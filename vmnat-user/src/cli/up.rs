@@ -14,7 +14,7 @@ use rtnetlink::Handle;
 
 pub(super) use self::{
     interfaces::{check_bridge, check_uplink},
-    limits::FilteringWish,
+    limits::{FilteringWish, StrictWish},
 };
 use super::{apply, duration, print};
 use crate::{

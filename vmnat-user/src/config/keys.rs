@@ -8,7 +8,7 @@ mod values;
 use ipnet::Ipv4Net;
 
 use self::values::{
-    absolute, filtering, hook, interface, moment, network, optional, resolver, services, set_bridges,
+    absolute, dhcp, filtering, hook, interface, moment, network, optional, resolver, services, set_bridges,
     set_timeout, small, timeout_of, written_moment,
 };
 use super::key::{Access, Key, Scalar, Scope, flag, number, text};
@@ -202,11 +202,29 @@ pub(crate) const BRIDGE_KEYS: &[Key<Bridge>] = &[
         }
     ),
     one!(
+        "strict-leases",
+        "Bind each guest to its lease: what it sends from an address that no DHCP server, and no `vmnat leases bind`, has\ngiven to its MAC at its port is dropped",
+        |bridge, _| Scalar::Flag(bridge.strict_leases),
+        |bridge, _, value| {
+            bridge.strict_leases = flag(value)?;
+            Ok(())
+        }
+    ),
+    one!(
         "service",
         "Services of the host that its guests may use at their gateway whatever the host's INPUT rules say: ports with or\nwithout their protocol, several with commas; \"dns\" is port 53, and \"none\" closes all",
         |bridge, _| services(&bridge.services),
         |bridge, _, value| {
             bridge.services = text(value)?.parse::<ServiceList>()?.0;
+            Ok(())
+        }
+    ),
+    one!(
+        "dhcp",
+        "Addresses to give to guests where no other DHCP server is heard, FIRST-LAST[,lease=SPAN]; \"auto\": as libvirt's\nnetwork says, where one has the bridge; \"none\": never",
+        |bridge, _| dhcp(&bridge.dhcp),
+        |bridge, _, value| {
+            bridge.dhcp = text(value)?.parse()?;
             Ok(())
         }
     ),

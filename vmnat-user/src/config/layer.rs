@@ -51,6 +51,20 @@ pub(super) fn merge(state: &mut State, wanted: &[(Statement, Place)], is_running
     faults
 }
 
+/// The state that files alone make; their port forwards are numbered from 1, and not judged.
+#[cfg(any(test, fuzzing))]
+#[must_use]
+pub fn made_of(config: &super::Config) -> State {
+    let mut state = State::blank();
+    let faults = merge(&mut state, &config.statements, false);
+    assert!(faults.is_empty(), "{faults:?}");
+    let rules = (1..).zip(&config.rules);
+    state.forwards =
+        rules.map(|(id, (rule, _))| crate::forwards::PortForward { id, wish: rule.wish.clone() }).collect();
+    state.file = FileLayer::default();
+    state
+}
+
 /// Fails when the state does not say any more what the files own: a command has changed that.
 ///
 /// # Errors

@@ -17,7 +17,7 @@ mod wires;
 
 use super::{
     facts::{Facts, Subject},
-    finding::{Finding, Passes, Severity, Takes},
+    finding::{Finding, Passes, Severity},
     report::Report,
 };
 
@@ -96,9 +96,4 @@ fn listed(words: &[&str]) -> String {
         [one] => (*one).to_owned(),
         [head @ .., last] => format!("{} and {last}", head.join(", ")),
     }
-}
-
-/// The takings that keep guests from the world.
-const fn is_world(takes: Takes) -> bool {
-    matches!(takes, Takes::World)
 }

@@ -84,7 +84,7 @@ impl Report {
         if sentences.is_empty() {
             sentences.push(calm(facts, &self.bridges, &self.findings));
         }
-        self.verdict = sentences.join(" ").trim().to_owned();
+        sentences.join(" ").trim().clone_into(&mut self.verdict);
     }
 
     /// For programs: one row in the envelope of all listings.
@@ -148,7 +148,8 @@ fn sentence(bridges: &[&str], story: &[&Finding]) -> String {
         }
     }
     let causes = match causes.as_slice() {
-        [] => story.first().map_or(String::new(), |finding| finding.sentence.clone()),
+        // Only what was tried and failed, without a cause that shows.
+        [] => return story.iter().map(|finding| finding.sentence.as_str()).collect::<Vec<_>>().join(" "),
         [one] => (*one).to_owned(),
         [head @ .., last] => format!("{}, and because {last}", head.join(", because ")),
     };
@@ -239,7 +240,7 @@ fn fill(text: &mut String, words: &str, first: &str, others: &str, width: usize)
         let length = line.chars().count().saturating_add(word.chars().count()).saturating_add(1);
         if !is_empty && length > width {
             let _ = writeln!(text, "{line}");
-            line = others.to_owned();
+            others.clone_into(&mut line);
             is_empty = true;
         }
         if !is_empty {

@@ -1,7 +1,7 @@
-//! The rules of netfilter that a guest's packet meets, as the kernel holds them: nf_tables (which iptables-nft and
-//! ebtables-nft write too) and the older ip_tables, in one form.
+//! The rules of netfilter that a guest's packet meets, as the kernel holds them: `nf_tables` (which iptables-nft and
+//! ebtables-nft write too) and the older `ip_tables`, in one form.
 //!
-//! They are asked from the kernel itself, so no program need be installed. Tables of ip_tables are read only where
+//! They are asked from the kernel itself, so no program need be installed. Tables of `ip_tables` are read only where
 //! `/proc/net/ip_tables_names` lists them: to ask for any other would make it, for good.
 
 mod decode;
@@ -53,9 +53,9 @@ impl fmt::Display for Family {
 /// Who holds a rule in the kernel.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Source {
-    /// nf_tables.
+    /// `nf_tables`.
     Nft,
-    /// ip_tables, of iptables-legacy.
+    /// `ip_tables`, of iptables-legacy.
     Legacy,
 }
 
@@ -79,7 +79,7 @@ impl Place {
         Self { name: name.to_owned(), ..self.clone() }
     }
 
-    /// True where iptables wrote it: the old one, or today's on nf_tables.
+    /// True where iptables wrote it: the old one, or today's on `nf_tables`.
     #[must_use]
     pub fn is_of_iptables(&self) -> bool {
         const TABLES: [&str; 5] = ["filter", "nat", "mangle", "raw", "security"];
@@ -128,7 +128,7 @@ pub struct Chain {
 /// A rule.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Rule {
-    /// Its number in nf_tables, by which it is deleted.
+    /// Its number in `nf_tables`, by which it is deleted.
     pub handle: u64,
     /// What it does, in order.
     pub steps: Vec<Step>,

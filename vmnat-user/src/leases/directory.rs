@@ -1,62 +1,36 @@
 //! The directory: every source's leases together, and who is meant by a name or a MAC.
 
-use std::{
-    collections::HashMap,
-    fs,
-    net::Ipv4Addr,
-    path::{Path, PathBuf},
-};
+use std::{collections::HashMap, net::Ipv4Addr};
 
 use anyhow::Result;
-use tracing::debug;
 use vmnat_common::{Mac, timeout::age};
 
-use super::{LeaseFact, dnsmasq, libvirt};
+use super::{
+    LeaseFact, Source,
+    sources::{self, Given},
+};
 use crate::{
     facts::Facts,
-    forwards::{Target, now},
+    forwards::Target,
     plan::{self, PlannedNetwork},
     state::State,
     tables::Tables,
 };
 
-/// Where libvirt's dnsmasq keeps its files.
-const LIBVIRT: &str = "/var/lib/libvirt/dnsmasq";
-
-/// Where a plain dnsmasq keeps its leases: the file of Debian's package, and that of others.
-const PLAIN: [&str; 2] = ["/var/lib/misc/dnsmasq.leases", "/var/lib/dnsmasq/dnsmasq.leases"];
-
 /// Addresses that were seen within so many seconds are as good as each other.
 const RECENT_SECONDS: u32 = 300;
 
-/// The lease files that an instance looks at, best first; not all of them exist.
-#[must_use]
-pub fn files(state: &State) -> Vec<PathBuf> {
-    let mut files = state.lease_files.clone();
-    files.extend(
-        state.bridges.iter().map(|bridge| Path::new(LIBVIRT).join(format!("{}.status", bridge.name))),
-    );
-    files.extend(PLAIN.map(PathBuf::from));
-    // Named after networks, not bridges.
-    let mut others: Vec<PathBuf> = fs::read_dir(LIBVIRT)
-        .into_iter()
-        .flatten()
-        .flatten()
-        .map(|entry| entry.path())
-        .filter(|path| path.extension().is_some_and(|extension| extension == "leases"))
-        .collect();
-    others.sort_unstable();
-    files.extend(others);
-    files
-}
-
-/// Who is known by which name and MAC.
+/// Who is known by which name and MAC, and to whom each address was given.
 #[derive(Debug, Default)]
 pub struct Directory {
     names: HashMap<String, Ipv4Addr>,
     macs: HashMap<Mac, Ipv4Addr>,
-    /// By address, as it was written.
-    labels: HashMap<Ipv4Addr, String>,
+    /// By address: the name as it was written, and who says so.
+    labels: HashMap<Ipv4Addr, (String, Source)>,
+    /// To whom each address was given.
+    given: HashMap<Ipv4Addr, LeaseFact>,
+    /// A source could not be understood.
+    is_doubtful: bool,
 }
 
 impl Directory {
@@ -66,31 +40,53 @@ impl Directory {
     /// When the kernel's maps cannot be read; files that cannot be are left out.
     pub fn gather(state: &State, facts: &Facts, tables: &Tables) -> Result<Self> {
         let networks = plan::managed(state, facts);
-        let mut leases = read_files(state);
+        let index_of = |name: &str| facts.link(name).map(|link| link.index);
+        let mut leases = sources::given(state, &index_of).leases;
         leases.extend(learned(tables)?);
         let neighbours = facts.neighbours.iter().filter(|fact| fact.usable);
-        leases.extend(neighbours.filter_map(|fact| Some(by_mac(fact.address.into(), fact.mac?))));
+        let by_neighbour = |address, mac| by_mac(Source::Neighbour, address, mac);
+        leases.extend(neighbours.filter_map(|fact| Some(by_neighbour(fact.address.into(), fact.mac?))));
         leases.retain(|lease| is_inside(&networks, lease.address));
         Ok(Self::of(&leases))
     }
 
-    /// The names that lease files know.
+    /// What operator, lease files and DHCP servers know; bridges are those of the calling thread's network namespace.
     #[must_use]
     pub fn of_files(state: &State) -> Self {
-        Self::of(&read_files(state))
+        Self::of(&sources::given(state, &|name| nix::net::if_::if_nametoindex(name).ok()).leases)
+    }
+
+    /// The same with the picture of a namespace; of addresses in its networks alone.
+    #[must_use]
+    pub fn given(state: &State, facts: &Facts) -> Self {
+        let networks = plan::managed(state, facts);
+        let Given { mut leases, is_doubtful } =
+            sources::given(state, &|name| facts.link(name).map(|link| link.index));
+        leases.retain(|lease| is_inside(&networks, lease.address));
+        Self { is_doubtful, ..Self::of(&leases) }
+    }
+
+    /// True where a source could not be understood, as while its file is written: what it said before may still be true.
+    #[must_use]
+    pub const fn is_doubtful(&self) -> bool {
+        self.is_doubtful
     }
 
     /// A directory of leases, best first.
     #[must_use]
     pub fn of(leases: &[LeaseFact]) -> Self {
         let mut directory = Self::default();
-        for LeaseFact { address, mac, name, .. } in leases {
+        for lease in leases {
+            let LeaseFact { address, mac, name, source, .. } = lease;
             if let Some(name) = name {
                 directory.names.entry(name.to_ascii_lowercase()).or_insert(*address);
-                directory.labels.entry(*address).or_insert_with(|| name.clone());
+                directory.labels.entry(*address).or_insert_with(|| (name.clone(), *source));
             }
             if let Some(mac) = mac {
                 directory.macs.entry(*mac).or_insert(*address);
+                if source.binds() {
+                    directory.given.entry(*address).or_insert_with(|| lease.clone());
+                }
             }
         }
         // A whole name goes before a part of another.
@@ -115,7 +111,24 @@ impl Directory {
     /// The name of the guest with an address.
     #[must_use]
     pub fn name_of(&self, address: Ipv4Addr) -> Option<&str> {
-        self.labels.get(&address).map(String::as_str)
+        self.label_of(address).map(|(name, _)| name)
+    }
+
+    /// The name of the guest with an address, and who says so.
+    #[must_use]
+    pub fn label_of(&self, address: Ipv4Addr) -> Option<(&str, Source)> {
+        self.labels.get(&address).map(|(name, source)| (name.as_str(), *source))
+    }
+
+    /// To whom an address was given, by the best source; such facts have a MAC.
+    #[must_use]
+    pub fn holder_of(&self, address: Ipv4Addr) -> Option<&LeaseFact> {
+        self.given.get(&address)
+    }
+
+    /// Every address that was given to somebody.
+    pub fn holders(&self) -> impl Iterator<Item = &LeaseFact> {
+        self.given.values()
     }
 
     /// Every name, in order.
@@ -134,37 +147,18 @@ fn learned(tables: &Tables) -> Result<Vec<LeaseFact>> {
     let span = hertz.saturating_mul(RECENT_SECONDS);
     let mut learned = tables.lease.entries()?;
     learned.sort_by_key(|(address, lease)| (age(now, lease.last_seen).checked_div(span), *address));
-    Ok(learned.into_iter().map(|(address, lease)| by_mac(address.into(), lease.mac)).collect())
+    Ok(learned
+        .into_iter()
+        .map(|(address, lease)| by_mac(Source::Traffic, address.into(), lease.mac))
+        .collect())
 }
 
-fn by_mac(address: Ipv4Addr, mac: Mac) -> LeaseFact {
-    LeaseFact { address, mac: Some(mac), name: None, expires: u64::MAX }
+fn by_mac(source: Source, address: Ipv4Addr, mac: Mac) -> LeaseFact {
+    LeaseFact { mac: Some(mac), ..LeaseFact::of(source, address) }
 }
 
 fn is_inside(networks: &[PlannedNetwork], address: Ipv4Addr) -> bool {
     networks.iter().any(|network| network.subnet.contains(&address))
-}
-
-/// The leases of all files that are in force; within one file, those that end last come first.
-fn read_files(state: &State) -> Vec<LeaseFact> {
-    let now = now();
-    let mut leases = Vec::new();
-    for path in files(state) {
-        let Ok(text) = fs::read_to_string(&path) else { continue };
-        let mut found = read(&text).unwrap_or_else(|error| {
-            debug!("cannot understand {}: {error}", path.display());
-            Vec::new()
-        });
-        found.retain(|lease| lease.expires > now);
-        found.sort_by_key(|lease| std::cmp::Reverse(lease.expires));
-        leases.extend(found);
-    }
-    leases
-}
-
-/// Reads a file by what it looks like.
-fn read(text: &str) -> Result<Vec<LeaseFact>, serde_json::Error> {
-    if text.trim_start().starts_with('[') { libvirt::read(text) } else { Ok(dnsmasq::read(text)) }
 }
 
 #[cfg(test)]
@@ -194,14 +188,22 @@ mod tests {
     }
 
     #[test]
-    fn the_better_source_wins_and_formats_are_told_apart() {
+    fn the_better_source_wins() {
+        let plain = "0 52:54:00:00:00:01 10.0.0.8 web *\n0 52:54:00:00:00:02 10.0.0.9 db *\n";
         let json = r#"[{"ip-address":"10.0.0.9","mac-address":"52:54:00:00:00:01","hostname":"web","expiry-time":9}]"#;
-        let plain = "0 52:54:00:00:00:01 10.0.0.8 web *\n";
-        let mut leases = read(plain).unwrap();
-        leases.extend(read(json).unwrap());
+        let mut leases = sources::read(plain).unwrap();
+        leases.extend(sources::read(json).unwrap());
         let directory = Directory::of(&leases);
         assert_eq!(find(&directory, "web").as_deref(), Some("10.0.0.8"));
         assert_eq!(find(&directory, "[52:54:00:00:00:01]").as_deref(), Some("10.0.0.8"));
-        assert_eq!(read("").unwrap(), []);
+        let holder = directory.holder_of([10, 0, 0, 9].into()).unwrap();
+        assert_eq!((holder.mac, holder.source), (crate::leases::mac("52:54:00:00:00:02"), Source::Dnsmasq));
+    }
+
+    #[test]
+    fn who_says_so_of_itself_was_given_nothing() {
+        let mac = Mac::new([2, 0, 0, 0, 0, 1]);
+        let directory = Directory::of(&[by_mac(Source::Traffic, [10, 0, 0, 9].into(), mac)]);
+        assert_eq!(directory.holder_of([10, 0, 0, 9].into()), None);
     }
 }

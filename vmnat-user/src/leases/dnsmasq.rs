@@ -1,6 +1,6 @@
 //! The leases of a plain dnsmasq: lines of `expiry mac address name client-id`.
 
-use super::{LeaseFact, mac};
+use super::{LeaseFact, Source, mac};
 
 /// Reads the file's text; lines of another form (IPv6, `duid`) are left out.
 pub(crate) fn read(text: &str) -> Vec<LeaseFact> {
@@ -14,7 +14,8 @@ fn lease(line: &str) -> Option<LeaseFact> {
     let mac = words.next().map(mac)?;
     let address = words.next()?.parse().ok()?;
     let name = words.next().filter(|name| *name != "*").map(str::to_owned);
-    Some(LeaseFact { address, mac, name, expires: if expires == 0 { u64::MAX } else { expires } })
+    let expires = if expires == 0 { u64::MAX } else { expires };
+    Some(LeaseFact { mac, name, expires, ..LeaseFact::of(Source::Dnsmasq, address) })
 }
 
 #[cfg(test)]

@@ -4,7 +4,7 @@ use std::net::Ipv4Addr;
 
 use serde::Deserialize;
 
-use super::{LeaseFact, mac};
+use super::{LeaseFact, Source, mac};
 
 #[derive(Deserialize)]
 #[serde(rename_all = "kebab-case")]
@@ -35,7 +35,8 @@ fn lease(row: Row) -> Option<LeaseFact> {
     let address: Ipv4Addr = ip_address.parse().ok()?;
     let expires = expiry_time.filter(|time| *time != 0).unwrap_or(u64::MAX);
     let name = hostname.filter(|name| !name.is_empty() && name != "*");
-    Some(LeaseFact { address, mac: mac_address.as_deref().and_then(mac), name, expires })
+    let mac = mac_address.as_deref().and_then(mac);
+    Some(LeaseFact { mac, name, expires, ..LeaseFact::of(Source::Libvirt, address) })
 }
 
 #[cfg(test)]

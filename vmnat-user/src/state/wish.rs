@@ -1,13 +1,20 @@
 //! The parts of the wish: bridges with the filtering of their networks, and what a guest may take.
 
-use std::{fmt, net::SocketAddrV4, ops::RangeInclusive, str::FromStr};
+use std::{
+    fmt,
+    net::{Ipv4Addr, SocketAddrV4},
+    ops::RangeInclusive,
+    str::FromStr,
+};
 
 use ipnet::Ipv4Net;
 use serde::{Deserialize, Serialize};
 use vmnat_common::{network::NetworkFlags, port_range::FIRST_UNPRIVILEGED, quota::Quotas};
 
 use crate::{
+    dhcp::DhcpWish,
     host_ports::DEFAULT_RANGE,
+    leases::{self, LeaseFact, Source},
     services::{self, ServicePort},
 };
 
@@ -22,12 +29,18 @@ pub struct Bridge {
     /// Who may answer to the mappings of its guests.
     #[serde(default)]
     pub filtering: Filtering,
+    /// Its guests may use the addresses alone that were given to them.
+    #[serde(default)]
+    pub strict_leases: bool,
     /// Services of its own addresses that guests may use whatever the host's INPUT rules say.
     #[serde(default = "services::dns")]
     pub services: Vec<ServicePort>,
     /// Resolvers to ask for guests instead of the host's own server.
     #[serde(default)]
     pub dns: Vec<SocketAddrV4>,
+    /// Whether its guests are given addresses.
+    #[serde(default)]
+    pub dhcp: DhcpWish,
 }
 
 impl Bridge {
@@ -40,7 +53,38 @@ impl Bridge {
             filtering: Filtering::default(),
             services: services::dns(),
             dns: Vec::new(),
+            dhcp: DhcpWish::default(),
+            strict_leases: false,
         }
+    }
+}
+
+/// An address that the operator has given to a guest.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Binding {
+    /// The address.
+    pub address: Ipv4Addr,
+    /// The guest's MAC, as people write it.
+    pub mac: String,
+    /// Name of the only port by which the guest may come; none for the one where it is.
+    #[serde(default)]
+    pub port: Option<String>,
+}
+
+impl Binding {
+    /// The same as a source's fact; none for a MAC that is none.
+    #[must_use]
+    pub fn fact(&self) -> Option<LeaseFact> {
+        let Self { address, mac, port } = self;
+        let mac = Some(leases::mac(mac)?);
+        Some(LeaseFact { mac, port: port.clone(), ..LeaseFact::of(Source::Bound, *address) })
+    }
+}
+
+impl fmt::Display for Binding {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} to {}", self.address, self.mac)?;
+        self.port.as_ref().map_or(Ok(()), |port| write!(f, " at port {port}"))
     }
 }
 

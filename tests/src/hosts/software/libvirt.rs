@@ -4,7 +4,10 @@ use std::time::Duration;
 
 use anyhow::{Context, Result};
 
-use crate::hosts::stage::{Network, Stage};
+use crate::{
+    hosts::stage::{Network, Stage},
+    lab::wait_until,
+};
 
 const VIRSH: [&str; 4] = ["virsh", "-q", "-c", "network:///system"];
 
@@ -68,6 +71,22 @@ pub fn start_daemon(stage: &mut Stage) -> Result<()> {
 /// When it fails.
 pub fn virsh(stage: &Stage, arguments: &[&str]) -> Result<String> {
     stage.run(&[&VIRSH, arguments].concat())
+}
+
+/// Waits until libvirt has put its chains of iptables back, which it does when firewalld says that it has reloaded.
+///
+/// # Errors
+///
+/// When it does not.
+pub fn wait_for_rules(stage: &Stage) -> Result<()> {
+    let are_back = || {
+        let nat = stage.run(&["iptables", "-t", "nat", "-S"])?;
+        Ok(nat.contains("-A POSTROUTING -j LIBVIRT_PRT") && nat.contains("-A LIBVIRT_PRT"))
+    };
+    wait_until("libvirt's rules are back", Duration::from_secs(10), are_back)?;
+    // They come one by one, the translation's last but for those of other networks.
+    std::thread::sleep(Duration::from_secs(1));
+    Ok(())
 }
 
 /// What libvirt calls a network.

@@ -31,12 +31,25 @@ impl From<FilteringWish> for Filtering {
     }
 }
 
+/// `--strict-leases`, with or without a word.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(in crate::cli) enum StrictWish {
+    /// Guests may use the addresses alone that a DHCP server, or `vmnat leases bind`, has given to them
+    On,
+    /// Guests may use whatever address of their network nobody else holds
+    Off,
+}
+
 #[derive(Clone, Debug, Default, PartialEq, clap::Args)]
 pub(super) struct Limits {
     /// Who may answer to the mapped ports of the bridges that are named, or of all
     /// [default: address-and-port-dependent]
     #[arg(long, value_name = "FILTERING")]
     filtering: Option<FilteringWish>,
+    /// Bind each guest of the bridges that are named, or of all, to its lease: what it sends from an address that no DHCP server,
+    /// and no `vmnat leases bind`, has given to its MAC at its port is dropped [default: off]
+    #[arg(long, value_name = "ON|OFF", num_args = 0..=1, require_equals = true, default_missing_value = "on")]
+    strict_leases: Option<StrictWish>,
     /// External ports from which guests get theirs, without those that the host may use itself
     /// [default: 1024-65535]
     #[arg(long, value_name = "FIRST-LAST")]
@@ -62,12 +75,12 @@ const GUESTS: &str = "What one guest may take";
 /// # Errors
 /// When the host leaves nothing of the pool.
 pub(super) fn merge(state: &mut State, args: &Limits, bridges: &[String]) -> Result<()> {
-    let Limits { filtering, pool, guest_flows, guest_half_open, guest_rate, guest_burst } = args;
-    if let Some(filtering) = filtering {
-        let is_meant = |name: &String| bridges.is_empty() || bridges.contains(name);
-        for bridge in state.bridges.iter_mut().filter(|bridge| is_meant(&bridge.name)) {
-            bridge.filtering = (*filtering).into();
-        }
+    let Limits { filtering, strict_leases, pool, guest_flows, guest_half_open, guest_rate, guest_burst } =
+        args;
+    let is_meant = |name: &String| bridges.is_empty() || bridges.contains(name);
+    for bridge in state.bridges.iter_mut().filter(|bridge| is_meant(&bridge.name)) {
+        bridge.filtering = filtering.map_or(bridge.filtering, Filtering::from);
+        bridge.strict_leases = strict_leases.map_or(bridge.strict_leases, |wish| wish == StrictWish::On);
     }
     let quotas = &mut state.quotas;
     quotas.flows = guest_flows.unwrap_or(quotas.flows);
@@ -107,6 +120,10 @@ mod tests {
         assert_eq!(state.quotas, GuestQuotas::default());
         merge(&mut state, &Limits { guest_flows: Some(0), ..Limits::default() }, &[]).unwrap();
         assert_eq!(state.quotas, GuestQuotas { flows: 0, ..GuestQuotas::default() });
+        let strict = Limits { strict_leases: Some(StrictWish::On), ..Limits::default() };
+        merge(&mut state, &strict, &["virbr0".to_owned()]).unwrap();
+        let strict: Vec<_> = state.bridges.iter().map(|bridge| bridge.strict_leases).collect();
+        assert_eq!(strict, [true, false]);
         merge(&mut state, &open, &[]).unwrap();
         assert!(state.bridges.iter().all(|bridge| bridge.filtering == Filtering::EndpointIndependent));
     }

@@ -1,8 +1,9 @@
 //! What `up` says about services of the host that guests may use.
 
 use crate::{
+    dhcp::DhcpWish,
     services::{Forwarder, ServiceList},
-    state::State,
+    state::{Bridge, State},
 };
 
 #[derive(Clone, Debug, Default, PartialEq, clap::Args)]
@@ -19,19 +20,36 @@ pub(super) struct Services {
     /// For a host whose own resolver is dead. Where nothing answers at the gateway, the host's resolvers are asked without it.
     #[arg(long = "dns", value_name = "ADDRESS[:PORT]")]
     forwarders: Vec<Forwarder>,
+    /// Addresses to give to guests where no other DHCP server is heard; "auto": as libvirt's network says, where one has the
+    /// bridge; "none": never [default: auto]
+    #[arg(long = "dhcp", value_name = "[BRIDGE=]FIRST-LAST[,lease=SPAN]", value_parser = named_dhcp)]
+    dhcp: Vec<(Option<String>, DhcpWish)>,
 }
 
 impl Services {
     /// True when any was named.
     pub(super) const fn is_named(&self) -> bool {
-        self.allowed.is_some() || !self.forwarders.is_empty()
+        self.allowed.is_some() || !self.forwarders.is_empty() || !self.dhcp.is_empty()
+    }
+}
+
+fn named_dhcp(text: &str) -> Result<(Option<String>, DhcpWish), String> {
+    match text.split_once('=') {
+        // `lease=` follows a comma, and no interface's name has one.
+        Some((bridge, wish)) if !bridge.contains(',') => Ok((Some(bridge.to_owned()), wish.parse()?)),
+        _ => Ok((None, text.parse()?)),
     }
 }
 
 /// Adds what was asked for to the state; `bridges` are those that were named.
 pub(super) fn merge(state: &mut State, args: &Services, bridges: &[String]) {
-    let Services { allowed, forwarders } = args;
+    let Services { allowed, forwarders, dhcp } = args;
     let is_meant = |name: &String| bridges.is_empty() || bridges.contains(name);
+    for (name, wish) in dhcp {
+        let is_named =
+            |bridge: &&mut Bridge| name.as_ref().map_or(is_meant(&bridge.name), |name| *name == bridge.name);
+        state.bridges.iter_mut().filter(is_named).for_each(|bridge| bridge.dhcp.clone_from(wish));
+    }
     for bridge in state.bridges.iter_mut().filter(|bridge| is_meant(&bridge.name)) {
         if let Some(ServiceList(list)) = allowed {
             bridge.services.clone_from(list);
@@ -49,10 +67,7 @@ pub(super) fn merge(state: &mut State, args: &Services, bridges: &[String]) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{
-        services::dns,
-        state::{Bridge, HookMode},
-    };
+    use crate::{services::dns, state::HookMode};
 
     #[test]
     fn what_is_named_concerns_the_bridges_that_are_named_and_replaces() {
@@ -61,6 +76,7 @@ mod tests {
         let wish = |list: &str, forwarders: &[&str]| Services {
             allowed: Some(list.parse().unwrap()),
             forwarders: forwarders.iter().map(|text| text.parse().unwrap()).collect(),
+            dhcp: Vec::new(),
         };
         merge(&mut state, &wish("8000/tcp", &["9.9.9.9", "1.1.1.1", "9.9.9.9"]), &["virbr1".to_owned()]);
         assert_eq!((&state.bridges[0].services, state.bridges[0].dns.len()), (&dns(), 0));

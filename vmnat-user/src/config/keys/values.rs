@@ -7,6 +7,7 @@ use jiff::Timestamp;
 
 use super::Scalar;
 use crate::{
+    dhcp::{DhcpWish, LEASE},
     duration::duration,
     reconcile::settings,
     services::{Forwarder, ServicePort, dns},
@@ -96,6 +97,16 @@ pub(super) fn services(services: &[ServicePort]) -> Scalar {
         others => others.iter().map(ToString::to_string).collect(),
     };
     Scalar::Text(words.join(","))
+}
+
+/// The wish for addresses as it is written.
+pub(super) fn dhcp(wish: &DhcpWish) -> Scalar {
+    Scalar::Text(match wish {
+        DhcpWish::Auto => "auto".to_owned(),
+        DhcpWish::None => "none".to_owned(),
+        DhcpWish::Range(range) if range.lease == LEASE => range.to_string(),
+        DhcpWish::Range(range) => format!("{range},lease={}", range.lease),
+    })
 }
 
 pub(super) fn resolver(text: &str) -> Result<SocketAddrV4, String> {

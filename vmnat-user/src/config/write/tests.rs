@@ -6,7 +6,7 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::{
-    config::{Config, SourceText, layer::merge, parse},
+    config::{Config, SourceText, layer::made_of, parse},
     services::{ServiceList, dns as dns53},
     state::{Bridge, Filtering, HookMode, PoolRange},
 };
@@ -17,14 +17,7 @@ fn read(text: &str) -> Config {
 
 /// The state that a text makes of nothing.
 fn made(text: &str) -> State {
-    let config = read(text);
-    let mut state = State::blank();
-    let faults = merge(&mut state, &config.statements, false);
-    assert!(faults.is_empty(), "{faults:?}");
-    let rules = (1..).zip(&config.rules);
-    state.forwards = rules.map(|(id, (rule, _))| PortForward { id, wish: rule.wish.clone() }).collect();
-    state.file = crate::config::FileLayer::default();
-    state
+    made_of(&read(text))
 }
 
 fn name() -> impl Strategy<Value = String> {

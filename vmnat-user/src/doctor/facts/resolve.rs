@@ -95,13 +95,12 @@ pub fn ask(server: IpAddr) -> Answer {
 
 fn converse(socket: &UdpSocket) -> io::Result<Answer> {
     let query = query(0x766d);
-    let deadline = Instant::now() + PATIENCE;
     let half = PATIENCE.checked_div(2).unwrap_or(PATIENCE);
     for _ in 0..2 {
         socket.send(&query)?;
-        let until = Instant::now() + half;
+        let since = Instant::now();
         loop {
-            let left = until.min(deadline).saturating_duration_since(Instant::now());
+            let left = half.saturating_sub(since.elapsed());
             if left.is_zero() {
                 break;
             }

@@ -9,7 +9,7 @@ use crate::{
     dataplane::program,
     facts::{self, Facts},
     link::{self, Point},
-    paths::{BPF_FS, Instance},
+    paths::Instance,
     rawbpf,
     state::{self, HookMode, State},
 };
@@ -184,11 +184,4 @@ fn stale(instance: &Instance) -> Vec<String> {
     let pins = instance.pins();
     let is_there = fs::read_dir(&pins).is_ok_and(|mut entries| entries.next().is_some());
     if is_there { vec![pins.display().to_string()] } else { Vec::new() }
-}
-
-/// True where the BPF file system can be seen.
-#[must_use]
-pub fn has_bpffs() -> bool {
-    nix::sys::statfs::statfs(BPF_FS)
-        .is_ok_and(|info| info.filesystem_type() == nix::sys::statfs::FsType(0xcafe_4a11))
 }

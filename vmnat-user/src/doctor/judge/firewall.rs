@@ -211,9 +211,19 @@ fn of_forward(
     }
     let (passes, why) = past(facts, subject, way, *hook);
     let mend = match owner {
-        Owner::Libvirt if way == Way::In => vec![format!(
+        _ if way == Way::In && decision.base.is_of_iptables() => vec![format!(
             "{} -I FORWARD -o {bridge} -p tcp -d GUEST --dport PORT -j ACCEPT",
             owner::program(decision)
+        )],
+        Owner::Firewalld if way == Way::In => {
+            vec![
+                "firewall-cmd --permanent --add-forward-port=port=PORT:proto=tcp:toport=PORT:toaddr=GUEST"
+                    .to_owned(),
+            ]
+        }
+        _ if way == Way::In => vec![format!(
+            "nft insert rule {} {} {} oifname {bridge} ip daddr GUEST tcp dport PORT accept",
+            decision.chain.family, decision.chain.table, decision.chain.name
         )],
         _ if way == Way::Across => vec!["sysctl -w net.bridge.bridge-nf-call-iptables=0".to_owned()],
         owner => owner.mend_forward(facts, subject, decision),

@@ -1,4 +1,4 @@
-//! Chains, rules, sets and elements of nf_tables from their messages. Numbers as in `linux/netfilter/nf_tables.h`;
+//! Chains, rules, sets and elements of `nf_tables` from their messages. Numbers as in `linux/netfilter/nf_tables.h`;
 //! integers are big endian.
 
 use super::{Base, Chain, Element, Family, Place, Rule, Set, Source, Value, expression};

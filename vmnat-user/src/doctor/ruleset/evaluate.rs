@@ -69,7 +69,7 @@ pub enum Sender {
 }
 
 impl Sender {
-    /// As bits of nf_tables (`NF_CT_STATE_BIT`) and of xtables (`XT_CONNTRACK_STATE_BIT`), which agree.
+    /// As bits of `nf_tables` (`NF_CT_STATE_BIT`) and of xtables (`XT_CONNTRACK_STATE_BIT`), which agree.
     pub(super) const fn xtables(self) -> u32 {
         match self {
             Self::Opens => 8,
@@ -234,10 +234,7 @@ impl<'a> Walk<'a> {
         let accepted = endings.iter().find(|ending| ending.outcome == Outcome::Accept && ending.is_certain);
         let accepted_by =
             accepted.map(|ending| ending.decision.clone()).filter(|decision| decision.rule.is_some());
-        let fate = match judge(endings) {
-            Ok(translation) => Fate::Accepts(translation),
-            Err(fate) => fate,
-        };
+        let fate = judge(endings);
         Station { base: base.place.clone(), fate, accepted_by }
     }
 
@@ -297,8 +294,7 @@ impl<'a> Walk<'a> {
             let is_sure = holds == Known::Yes;
             let is_certain = is_certain && is_sure;
             let outcome = match verdict {
-                run::End::Next => continue,
-                run::End::Verdict(Verdict::Continue) => continue,
+                run::End::Next | run::End::Verdict(Verdict::Continue) => continue,
                 run::End::Verdict(verdict @ (Verdict::Jump(_) | Verdict::Goto(_))) => {
                     let (name, is_goto) = match verdict {
                         Verdict::Goto(name) => (name, true),
@@ -315,9 +311,13 @@ impl<'a> Walk<'a> {
                         _ => continue,
                     }
                 }
-                run::End::Verdict(Verdict::Return) if is_sure => return Exit::Continues,
-                // It may go back to the caller, or on: both are looked at by going on.
-                run::End::Verdict(Verdict::Return) => continue,
+                run::End::Verdict(Verdict::Return) => {
+                    // One that only may go back goes on as well: both are looked at by going on.
+                    if is_sure {
+                        return Exit::Continues;
+                    }
+                    continue;
+                }
                 run::End::Verdict(Verdict::Drop) => (Outcome::Drop, false),
                 run::End::Reject => (Outcome::Drop, true),
                 run::End::Verdict(Verdict::Accept) => (Outcome::Accept, false),
@@ -346,7 +346,7 @@ impl Decision {
 }
 
 /// What all ways through a base chain come to.
-fn judge(endings: Vec<Ending>) -> Result<Option<String>, Fate> {
+fn judge(endings: Vec<Ending>) -> Fate {
     let is_drop = |ending: &Ending| ending.outcome == Outcome::Drop;
     let is_pass = |ending: &Ending| matches!(ending.outcome, Outcome::Accept | Outcome::Translate(_));
     if endings.iter().all(is_pass) {
@@ -354,13 +354,13 @@ fn judge(endings: Vec<Ending>) -> Result<Option<String>, Fate> {
             Outcome::Translate(text) => Some(text),
             _ => None,
         });
-        return Ok(translation);
+        return Fate::Accepts(translation);
     }
     if endings.iter().all(is_drop) {
         // The last one is certain; a rule before it that may have dropped it already is no better witness.
         let witness = endings.into_iter().max_by_key(|ending| ending.is_certain);
-        return witness.map_or(Ok(None), |ending| Err(Fate::Drops(ending.decision)));
+        return witness.map_or(Fate::Accepts(None), |ending| Fate::Drops(ending.decision));
     }
     let suspect = endings.into_iter().find(|ending| !is_pass(ending));
-    Err(Fate::CannotTell(suspect.map(|ending| ending.decision)))
+    Fate::CannotTell(suspect.map(|ending| ending.decision))
 }

@@ -1,4 +1,4 @@
-//! The expressions of nf_tables' rules as steps: what each compares, loads or decides. One that is not known becomes a
+//! The expressions of `nf_tables`' rules as steps: what each compares, loads or decides. One that is not known becomes a
 //! condition that cannot be judged, never one that holds.
 
 use super::{

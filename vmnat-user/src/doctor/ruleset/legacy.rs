@@ -1,4 +1,4 @@
-//! Tables of ip_tables, as `IPT_SO_GET_ENTRIES` gives them: entries behind each other, each with a header, conditions
+//! Tables of `ip_tables`, as `IPT_SO_GET_ENTRIES` gives them: entries behind each other, each with a header, conditions
 //! and a target; a jump names the offset of its chain's first entry. An entry whose target is `ERROR` heads a chain of
 //! the operator's, or ends the table. See `linux/netfilter_ipv4/ip_tables.h`.
 

@@ -8,13 +8,13 @@ use netlink_sys::protocols::NETLINK_NETFILTER;
 use super::legacy;
 use crate::netlink::{Messages, dump};
 
-/// Answers of nf_tables: `NFNL_SUBSYS_NFTABLES` with `NFT_MSG_NEWCHAIN` and the like.
+/// Answers of `nf_tables`: `NFNL_SUBSYS_NFTABLES` with `NFT_MSG_NEWCHAIN` and the like.
 pub(super) const CHAIN: u16 = 0x0a03;
 pub(super) const RULE: u16 = 0x0a06;
 pub(super) const SET: u16 = 0x0a09;
 pub(super) const ELEMENTS: u16 = 0x0a0c;
 
-/// A table of ip_tables: not a message of netlink's, and beside all of its numbers.
+/// A table of `ip_tables`: not a message of netlink's, and beside all of its numbers.
 pub(super) const LEGACY: u16 = 0xff00;
 
 /// `NFT_MSG_GETCHAIN` and the like.

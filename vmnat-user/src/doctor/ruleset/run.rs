@@ -137,14 +137,13 @@ fn compare(value: &[Option<u8>], operation: u32, with: &[u8]) -> Known {
     match (operation, ordering) {
         (0, _) if differs => Known::No,
         (1, _) if differs => Known::Yes,
-        (_, None) => Known::Maybe,
         (0, Some(ordering)) => Known::of(ordering == Ordering::Equal),
         (1, Some(ordering)) => Known::of(ordering != Ordering::Equal),
         (2, Some(ordering)) => Known::of(ordering == Ordering::Less),
         (3, Some(ordering)) => Known::of(ordering != Ordering::Greater),
         (4, Some(ordering)) => Known::of(ordering == Ordering::Greater),
         (5, Some(ordering)) => Known::of(ordering != Ordering::Less),
-        (_, Some(_)) => Known::Maybe,
+        _ => Known::Maybe,
     }
 }
 
@@ -213,12 +212,11 @@ impl Field {
             // Nothing is translated yet where a flow opens.
             Self::Connection(2) if packet.state == super::Sender::Opens => known(&[0; 4]),
             Self::Connection(3) => known(&[0; 4]),
-            Self::Connection(_) | Self::Unknown(_) => unknown(16),
             Self::Route { result: 3, flags } if flags & 1 != 0 => known(&packet.source_type.to_ne_bytes()),
             Self::Route { result: 3, flags } if flags & 2 != 0 => {
                 known(&packet.destination_type.to_ne_bytes())
             }
-            Self::Route { .. } => unknown(16),
+            Self::Connection(_) | Self::Unknown(_) | Self::Route { .. } => unknown(16),
         }
     }
 }

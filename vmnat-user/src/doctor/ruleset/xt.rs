@@ -1,4 +1,4 @@
-//! Conditions and targets of iptables ("xtables"), from the structs that both ip_tables and iptables-nft hand to the kernel
+//! Conditions and targets of iptables ("xtables"), from the structs that both `ip_tables` and iptables-nft hand to the kernel
 //! (`linux/netfilter/xt_*.h`). Numbers in them are native byte order.
 
 use super::{
@@ -11,7 +11,7 @@ use crate::netlink::array;
 /// A condition.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Match {
-    /// The addresses, interfaces and protocol that every rule of ip_tables has.
+    /// The addresses, interfaces and protocol that every rule of `ip_tables` has.
     Header(Box<Header>),
     /// States of the connection, as bits.
     State {
