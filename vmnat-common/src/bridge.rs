@@ -36,4 +36,6 @@ impl BridgePortFlags {
     pub const OF_UPLINK: u32 = 8;
     /// Guests may use the addresses alone that were given to them ([`crate::lease::LeaseFlags::BOUND`]).
     pub const STRICT: u32 = 16;
+    /// There are access lists for its guests.
+    pub const ACCESS: u32 = 32;
 }

@@ -12,6 +12,9 @@ pub enum Side {
     Guest = 0,
     /// As it arrives on the uplink: destination is the external endpoint.
     Uplink = 1,
+    /// As it comes from a guest of another network, which calls this one by its own address. Nothing that arrives on an uplink
+    /// has this side, whatever it bears.
+    Across = 2,
 }
 
 /// Key of the `FLOW` map: a tuple as it lies on the wire, and the side it is read on.
@@ -79,11 +82,14 @@ impl FlowKey {
     }
 
     /// The key of the other direction, where this direction's near endpoint (source of a guest's flow,
-    /// destination of an uplink's) is rewritten to `rewritten`.
+    /// destination of an uplink's) is rewritten to `rewritten`. A guest that keeps its endpoint talks across networks.
     #[must_use]
     pub const fn reverse(&self, rewritten: Endpoint) -> Self {
         if self.side == Side::Guest as u8 {
-            Self::new(self.protocol, Side::Uplink, self.destination_endpoint(), rewritten)
+            let keeps = self.source.to_wire() == rewritten.address.to_wire()
+                && self.source_port.to_wire() == rewritten.port.to_wire();
+            let side = if keeps { Side::Across } else { Side::Uplink };
+            Self::new(self.protocol, side, self.destination_endpoint(), rewritten)
         } else {
             Self::new(self.protocol, Side::Guest, rewritten, self.source_endpoint())
         }

@@ -11,6 +11,7 @@
 //! [`SCHEMA_VERSION`] stands in the pin path and in [`settings::Settings`]; it changes with every layout.
 #![cfg_attr(not(test), no_std)]
 
+pub mod access;
 pub mod bridge;
 pub mod catalogue;
 pub mod checksum;

@@ -63,6 +63,7 @@ catalogue! {
         SpoofedSource = Dropped, "spoofed_source", "The source address belongs to another guest.";
         UnboundSource = Dropped, "unbound_source", "The network has strict leases, and nobody has given the source address to this MAC at this port: no DHCP server, and not `vmnat leases bind`.";
         OtherNetwork = Dropped, "other_network", "Addressed to another managed network, which is closed to this one.";
+        AccessDenied = Dropped, "access_denied", "The access lists (`--deny`, `--deny-from`) forbid this conversation.";
         InvalidDestination = Dropped, "invalid_destination", "Addressed to where no router forwards.";
         ClosedExit = Dropped, "closed_exit", "The route leads to an exit that was closed before vmnat turned on forwarding for the bridge.";
         Fragment = Dropped, "fragment", "A fragment whose first one is not known, so that its ports are not.";

@@ -11,18 +11,19 @@ use vmnat_common::{
     Address, Outcome,
     bridge::BridgePort,
     endpoint::Endpoint,
-    flow::FlowKey,
+    flow::{FlowKey, Side},
     forward::{Forward, ForwardCount, ForwardFlags, STEPS, Search, Source, SourceKey, place},
     port_range::{NO_POOL, bit_of, pool_base},
     session::{Flags, Session},
 };
 
 use crate::{
-    bridge,
+    access, bridge,
     classify::Way,
     filtering,
     maps::{
-        BRIDGE_PORT, FORWARD, FORWARD_ACTIVE, FORWARD_COUNT, FORWARD_PORT, FORWARD_SOURCE, GATEWAY, UPLINK,
+        BRIDGE_PORT, FORWARD, FORWARD_ACTIVE, FORWARD_COUNT, FORWARD_PORT, FORWARD_SOURCE, GATEWAY, NETWORK,
+        UPLINK,
     },
     parse::Packet,
     quota,
@@ -117,6 +118,7 @@ pub fn open(ctx: &TcContext, packet: &Packet, in_if: u32) -> Result<(), Outcome>
     quota::check(invited.target.address, packet.tcp_flags)?;
     let bridge = bridge_of(invited.bridge)?;
     let in_if = bridge::entrance(in_if);
+    access::may_be_called(bridge, packet.key.source, packet.key.protocol, invited.target)?;
     // SAFETY: user space replaces whole values of this small map.
     let uplink = unsafe { UPLINK.get(in_if) }.ok_or(Outcome::Unmanaged)?;
     let (target, forward) = (invited.target, invited.forward);
@@ -155,15 +157,21 @@ pub fn answer_by(by: u32, route_if: u32, remote: Address) -> Result<Address, Out
 /// Opens the session of a guest's packet that turns round on the host, under the tuple that it has as it turns.
 #[inline(always)]
 pub fn open_turned(ctx: &TcContext, packet: &Packet, key: &FlowKey) -> Result<(), Outcome> {
-    let invited = invited(key).or_else(|| itself(packet, key)).ok_or(Outcome::ToHost)?;
+    let is_across = key.side == Side::Across as u8;
+    let invited = if is_across { neighbour(key) } else { invited(key).or_else(|| itself(packet, key)) };
+    let invited = invited.ok_or(Outcome::ToHost)?;
     // As towards the world: a socket of the host keeps its port from mappings, and loses it to port forwards.
-    if invited.forward == 0 && socket::holding(ctx, key, key.destination_endpoint()) != socket::NONE {
+    if invited.forward == 0
+        && !is_across
+        && socket::holding(ctx, key, key.destination_endpoint()) != socket::NONE
+    {
         return Err(Outcome::ToHost);
     }
     admit(&invited, packet.key.source)?;
     session::may_open(packet)?;
     quota::check(invited.target.address, packet.tcp_flags)?;
     let bridge = bridge_of(invited.bridge)?;
+    access::may_be_called(bridge, packet.key.source, packet.key.protocol, invited.target)?;
     let way = Way {
         out_if: bridge.bridge,
         next_hop: Address::UNSPECIFIED,
@@ -213,6 +221,14 @@ fn itself(packet: &Packet, key: &FlowKey) -> Option<Guest> {
     let (target, network) = filtering::owner(key)?;
     let is_own = target.address == packet.key.source;
     is_own.then_some(Guest { target, bridge: network.bridge, forward: 0, is_limited: false })
+}
+
+/// A guest of another network that is called by its own address, which an access list has allowed.
+#[inline(always)]
+fn neighbour(key: &FlowKey) -> Option<Guest> {
+    let network = NETWORK.get(Key::new(32, key.destination))?;
+    let target = key.destination_endpoint();
+    Some(Guest { target, bridge: network.bridge, forward: 0, is_limited: false })
 }
 
 #[inline(always)]

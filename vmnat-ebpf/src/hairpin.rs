@@ -37,16 +37,26 @@ pub fn calls_guest(key: &FlowKey) -> u32 {
     u32::from(forward::find(key).is_some() || filtering::owner(key).is_some())
 }
 
-/// The way of a packet that turns round: to the bridge that it came from, with the external address that it calls.
+/// The way of a packet that turns round: to the bridge that it came from, with the external address that it calls. Of a session that keeps
+/// its guest's address, with that.
 #[inline(always)]
-pub fn way(packet: &Packet, port: &BridgePort) -> Way {
-    Way {
-        out_if: port.bridge,
-        next_hop: Address::UNSPECIFIED,
-        address: packet.key.destination,
-        mtu: port.mtu,
-        flags: Flags::HAIRPIN,
+pub fn way(packet: &Packet, port: &BridgePort, known: Option<&Session>) -> Way {
+    let is_across = known.is_some_and(|known| known.address == packet.key.source);
+    if is_across {
+        return across(packet, port);
     }
+    from(port, packet.key.destination)
+}
+
+/// The way to a guest of another network, which sees its caller's own address.
+#[inline(always)]
+pub fn across(packet: &Packet, port: &BridgePort) -> Way {
+    from(port, packet.key.source)
+}
+
+#[inline(always)]
+fn from(port: &BridgePort, address: Address) -> Way {
+    Way { out_if: port.bridge, next_hop: Address::UNSPECIFIED, address, mtu: port.mtu, flags: Flags::HAIRPIN }
 }
 
 /// Takes the packet, whose sender has `session`, on to whom its destination leads.
@@ -61,12 +71,9 @@ fn turned(ctx: &TcContext, packet: &Packet, session: &Session) -> Result<Outcome
     if packet.ttl() <= 1 {
         return Err(Outcome::InboundTtlExpired);
     }
-    let key = FlowKey::new(
-        packet.key.protocol,
-        Side::Uplink,
-        session.rewritten(),
-        packet.key.destination_endpoint(),
-    );
+    let own = session.rewritten();
+    let side = if own == packet.key.source_endpoint() { Side::Across } else { Side::Uplink };
+    let key = FlowKey::new(packet.key.protocol, side, own, packet.key.destination_endpoint());
     let onward = if let Some(onward) = session::find(&key)? {
         onward
     } else {

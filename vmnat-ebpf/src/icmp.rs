@@ -109,7 +109,8 @@ fn disguised(ctx: &TcContext, packet: &Packet) -> Result<Outcome, Outcome> {
 #[inline(always)]
 fn onward(quote: &Quote, change: Change) -> Result<&'static Session, Outcome> {
     let called = Endpoint::new(change.address, change.port);
-    let key = FlowKey::new(quote.protocol, Side::Uplink, called, quote.source);
+    let side = if called == quote.destination { Side::Across } else { Side::Uplink };
+    let key = FlowKey::new(quote.protocol, side, called, quote.source);
     session::find(&key)?.map(|session| &*session).ok_or(Outcome::ErrorWithoutFlow)
 }
 

@@ -18,6 +18,8 @@
 )]
 
 #[cfg(target_arch = "bpf")]
+mod access;
+#[cfg(target_arch = "bpf")]
 mod bridge;
 #[cfg(target_arch = "bpf")]
 mod classify;

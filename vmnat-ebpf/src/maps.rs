@@ -8,6 +8,7 @@ use aya_ebpf::{
 };
 use vmnat_common::{
     Address, Outcome,
+    access::{self, AccessList, AccessRange, Peer},
     bridge::BridgePort,
     flow::FlowKey,
     forward::{Active, BANK, Forward, ForwardCount, Source},
@@ -42,6 +43,14 @@ pub static NETWORK: LpmTrie<Address, Network> = LpmTrie::with_max_entries(256, 0
 /// Destinations that guests reach without translation.
 #[map]
 pub static UNTRANSLATED: LpmTrie<Address, u32> = LpmTrie::with_max_entries(1_024, 0);
+
+/// Where the access list of each prefix is, by bridge and way.
+#[map]
+pub static ACCESS: LpmTrie<Peer, AccessList> = LpmTrie::with_max_entries(16_384, 0);
+
+/// Ranges of access lists, two banks.
+#[map]
+pub static ACCESS_RANGE: Array<AccessRange> = Array::with_max_entries(2 * access::BANK, 0);
 
 /// Bridge ports and bridges, by interface index.
 #[map]

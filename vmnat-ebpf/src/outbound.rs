@@ -6,13 +6,14 @@
 use aya_ebpf::programs::TcContext;
 use vmnat_common::{
     Outcome,
+    bridge::BridgePortFlags,
     flow::Side,
     fragment::Place,
     session::{Flags, Session},
 };
 
 use crate::{
-    bridge, classify, fragment, hairpin, icmp, lease, mss,
+    access, bridge, classify, fragment, hairpin, icmp, lease, mss,
     parse::{self, Frame, Packet},
     quota,
     rewrite::{self, Change},
@@ -56,7 +57,9 @@ fn translate(ctx: &TcContext) -> Result<Outcome, Outcome> {
     let session = match found {
         Some(session) if session.epoch == epoch && session::is_senders(ctx, &packet, session) => session,
         _ => {
-            judge(ctx, &packet)?;
+            if let Err(reason) = judge(ctx, &packet) {
+                return Err(refused(ctx, &packet, reason));
+            }
             if let Some(session) = session::find(&packet.key)? {
                 session
             } else {
@@ -105,7 +108,7 @@ fn judge(ctx: &TcContext, packet: &Packet) -> Result<(), Outcome> {
     let is_error = icmp::is_error(packet);
     let known = if packet.tracked.is_ok() { session::find(&packet.key)? } else { None };
     let turns = hairpin::concerns(packet, known.as_deref());
-    let mut way = hairpin::way(packet, port);
+    let mut way = hairpin::way(packet, port, known.as_deref());
     let mut is_hosts = false;
     if turns {
         classify::check_sender(packet, port)?;
@@ -113,7 +116,14 @@ fn judge(ctx: &TcContext, packet: &Packet) -> Result<(), Outcome> {
         // An error to the host itself may be about a packet that turned round there.
         is_hosts = is_error && reason == Outcome::ToHost && classify::check_sender(packet, port).is_ok();
         if !is_hosts {
-            return Err(reason);
+            // An error may cross networks if its conversation does.
+            let is_answer =
+                is_error && reason == Outcome::OtherNetwork && port.flags & BridgePortFlags::ACCESS != 0;
+            if is_answer {
+                classify::check_sender(packet, port)?;
+            } else {
+                access::elsewhere(packet, port, reason, &mut way)?;
+            }
         }
     }
     if !is_error && packet.tracked != Err(Outcome::Fragment) {
@@ -133,12 +143,23 @@ fn judge(ctx: &TcContext, packet: &Packet) -> Result<(), Outcome> {
             outcome => outcome,
         });
     }
+    // An answer is no call.
+    let answers = known.as_deref().is_some_and(|known| known.has(Flags::FORWARDED));
+    if !answers {
+        access::may_call(packet, port, way.address == packet.key.source)?;
+    }
     if let Some(session) = known
         && session::renew(ctx, packet, session, port, &way)?
     {
         return Ok(());
     }
     session::note_way(&way)
+}
+
+/// Tells the guest where it may be told, and gives the reason.
+#[inline(always)]
+fn refused(ctx: &TcContext, packet: &Packet, reason: Outcome) -> Outcome {
+    if reason == Outcome::AccessDenied { room::refuse(ctx, packet, reason) } else { reason }
 }
 
 /// Opens the session of a packet that may have one, within its guest's quota.

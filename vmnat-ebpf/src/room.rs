@@ -15,7 +15,7 @@ use vmnat_common::{
 };
 
 use crate::{
-    bridge, classify, forward, fragment, hairpin, icmp, lease,
+    access, bridge, classify, forward, fragment, hairpin, icmp, lease,
     maps::{BRIDGE_PORT, NETWORK},
     mss,
     parse::{self, Frame, Packet, Quote},
@@ -88,6 +88,7 @@ pub fn refuse(ctx: &TcContext, packet: &Packet, reason: Outcome) -> Outcome {
             | Outcome::FlowTableFull
             | Outcome::FlowConflict
             | Outcome::NoUplinkAddress
+            | Outcome::AccessDenied
     );
     if let Ok(settings) = settings::get()
         && settings.room.refusing != 0
@@ -145,10 +146,13 @@ fn judge(ctx: &TcContext, packet: &mut Packet) -> Result<(), Outcome> {
     let port = bridge_of(packet.key.source)?;
     packet.source_mac = lease::of(packet.key.source).map_or(Mac::ZERO, |lease| lease.mac);
     packet.destination_mac = port.mac;
-    let mut way = hairpin::way(packet, port);
-    if !hairpin::concerns(packet, None) {
-        classify::way_out(ctx, packet, port, &mut way)?;
+    let mut way = hairpin::way(packet, port, None);
+    if !hairpin::concerns(packet, None)
+        && let Err(reason) = classify::way_out(ctx, packet, port, &mut way)
+    {
+        access::elsewhere(packet, port, reason, &mut way)?;
     }
+    access::may_call(packet, port, way.address == packet.key.source)?;
     session::note_way(&way)
 }
 

@@ -113,14 +113,15 @@ pub fn open(ctx: &TcContext, packet: &Packet, port: &BridgePort) -> Result<(), O
         flags: Flags::MAPPED | way.flags,
         result: Err(Outcome::PortsExhausted),
     };
-    let mapped = may_change_port(key.protocol);
+    let is_across = way.address == key.source;
+    let mapped = may_change_port(key.protocol) && !is_across;
     let has_endpoint = if mapped {
         mapping::find_or_claim(ctx, key, &mut opening.external)
     } else {
         // The port stays, and so there is nothing to map: the tuple is free or not.
         opening.flags = way.flags;
         opening.external.port = key.source_port;
-        if mapping::may_keep(key) { Ok(()) } else { Err(Outcome::FlowConflict) }
+        if is_across || mapping::may_keep(key) { Ok(()) } else { Err(Outcome::FlowConflict) }
     };
     let opened = match has_endpoint {
         Ok(()) => insert(&opening),
@@ -214,7 +215,7 @@ pub fn follow_lease(session: &mut Session, epoch: u16) {
 /// same tuple loses it, and gets another identifier with its next packet.
 #[inline(always)]
 pub fn note_host(key: &FlowKey) {
-    let uplink = key.reverse(key.source_endpoint());
+    let uplink = FlowKey::new(key.protocol, Side::Uplink, key.destination_endpoint(), key.source_endpoint());
     let Ok(Draft { half: draft, .. }) = draft() else { return };
     if let Ok(Some(session)) = find(&uplink) {
         if session.has(Flags::HOST) {

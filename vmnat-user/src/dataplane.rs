@@ -49,6 +49,10 @@ pub mod map {
     pub const NETWORK: &str = "NETWORK";
     /// Destinations without translation.
     pub const UNTRANSLATED: &str = "UNTRANSLATED";
+    /// Access lists.
+    pub const ACCESS: &str = "ACCESS";
+    /// Ranges of access lists.
+    pub const ACCESS_RANGE: &str = "ACCESS_RANGE";
     /// Bridges and their ports.
     pub const BRIDGE_PORT: &str = "BRIDGE_PORT";
     /// Uplinks.
@@ -85,11 +89,13 @@ pub mod map {
     pub const OUTCOMES: &str = "OUTCOMES";
 
     /// All of them.
-    pub const ALL: [&str; 21] = [
+    pub const ALL: [&str; 23] = [
         FLOW,
         MAPPING,
         NETWORK,
         UNTRANSLATED,
+        ACCESS,
+        ACCESS_RANGE,
         BRIDGE_PORT,
         UPLINK,
         GATEWAY,

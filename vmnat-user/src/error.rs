@@ -50,6 +50,14 @@ pub enum Error {
         /// The bridge.
         bridge: String,
     },
+    /// No uplink has the address that was asked for.
+    #[error("guests cannot be seen as {address}, which is no address of an uplink: {hint}")]
+    NotUplinksAddress {
+        /// The address.
+        address: Ipv4Addr,
+        /// Which addresses there are.
+        hint: String,
+    },
     /// No IPv4 address to translate to.
     #[error(
         "uplink \"{name}\" has no IPv4 address: bring it up (for example with dhclient), use `--wait 30s` to wait for one, or `--wait 0` to start without"
@@ -260,7 +268,7 @@ impl Error {
             | Self::PortAsUplink { .. }
             | Self::NoUplink { .. }
             | Self::NoDefaultRoute => Exit::NoInterface,
-            Self::NoUplinkAddress { .. } => Exit::NoUplinkAddress,
+            Self::NoUplinkAddress { .. } | Self::NotUplinksAddress { .. } => Exit::NoUplinkAddress,
             Self::KernelTooOld { .. } => Exit::KernelTooOld,
             Self::NoBpfFs { .. } | Self::HiddenPins { .. } => Exit::NoBpfFs,
             Self::Overlap { .. } => Exit::Overlap,

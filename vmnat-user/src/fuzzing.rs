@@ -110,7 +110,9 @@ pub fn config_file(bytes: &[u8]) {
     let config = match read(text) {
         Ok(config) => config,
         Err(faults) => {
-            assert!(faults.count() > 0 && faults.to_string().contains("vmnat.toml") && !faults.brief().is_empty());
+            assert!(
+                faults.count() > 0 && faults.to_string().contains("vmnat.toml") && !faults.brief().is_empty()
+            );
             return;
         }
     };

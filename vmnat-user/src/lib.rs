@@ -1,5 +1,6 @@
 //! The user half of vmnat as a library.
 
+pub mod access;
 pub mod agent;
 pub mod change;
 pub mod cli;

@@ -18,8 +18,9 @@ use vmnat_common::{
     uplink::Uplink,
 };
 
-pub use self::uplinks::followed;
+pub use self::uplinks::{external_address, followed};
 use crate::{
+    access::{self, Compiled},
     error::Error,
     facts::{Facts, LinkFact, PORT_FORWARDING},
     link::Hook,
@@ -41,6 +42,8 @@ pub struct Plan {
     pub network: Vec<(NetworkKey, Network)>,
     /// The `UNTRANSLATED` map's keys.
     pub untranslated: Vec<NetworkKey>,
+    /// The access lists.
+    pub access: Compiled,
     /// The `BRIDGE_PORT` map.
     pub bridge_port: Vec<(u32, BridgePort)>,
     /// The `UPLINK` map.
@@ -109,7 +112,8 @@ pub struct PlannedNetwork {
 /// Makes the plan. What does not exist yet is a warning.
 ///
 /// # Errors
-/// [`Error::Overlap`] when two networks share addresses, or a network and an uplink's own subnet.
+/// [`Error::Overlap`] when two networks share addresses, or a network and an uplink's own subnet; [`Error::Unfit`] for access lists
+/// that are too long.
 pub fn plan(state: &State, facts: &Facts, circumstances: &Circumstances) -> Result<Plan, Error> {
     let mut plan = Plan::default();
     let uplinks = uplinks::uplinks(state, facts, &mut plan.warnings);
@@ -117,10 +121,12 @@ pub fn plan(state: &State, facts: &Facts, circumstances: &Circumstances) -> Resu
     let networks = networks(state, facts, &bridges);
     check_overlaps(&networks, &uplinks, facts)?;
     for uplink in &uplinks {
-        uplinks::plan_uplink(uplink, facts, circumstances, &mut plan);
+        uplinks::plan_uplink(uplink, state, facts, circumstances, &mut plan);
     }
     let guarded = uplinks::guarded(state, facts, &uplinks);
     plan.hooks.extend(guarded.into_iter().map(Hook::guard));
+    plan.bridges = bridges.iter().map(|link| (link.index, link.name.clone())).collect();
+    plan.access = access::compile(&state.access, &plan.bridges, &networks)?;
     for bridge in &bridges {
         plan_bridge(bridge, state, facts, circumstances, &mut plan);
         if !networks.iter().any(|network| network.bridge == bridge.index) {
@@ -133,7 +139,6 @@ pub fn plan(state: &State, facts: &Facts, circumstances: &Circumstances) -> Resu
     forwards::plan_forwards(state, facts, &networks, &uplinks, &mut plan);
     plan.room.clone_from(&circumstances.room);
     plan.hooks.extend(plan.room.iter().flat_map(room::Ends::hooks));
-    plan.bridges = bridges.iter().map(|link| (link.index, link.name.clone())).collect();
     plan.uplinks = uplinks.iter().map(|link| (link.index, link.name.clone())).collect();
     Ok(plan)
 }
@@ -222,11 +227,12 @@ fn plan_bridge(
     let closed = if closed { BridgePortFlags::HOST_DID_NOT_FORWARD } else { 0 };
     let wish = state.bridges.iter().find(|wish| wish.name == bridge.name);
     let strict = if wish.is_some_and(|wish| wish.strict_leases) { BridgePortFlags::STRICT } else { 0 };
+    let access = if plan.access.concerns(bridge.index) { BridgePortFlags::ACCESS } else { 0 };
     let entry = |flags| BridgePort {
         bridge: bridge.index,
         mac: bridge.mac.unwrap_or(Mac::ZERO),
         mtu: mtu_of(bridge),
-        flags: flags | closed | strict,
+        flags: flags | closed | strict | access,
     };
     plan.bridge_port.push((bridge.index, entry(BridgePortFlags::IS_BRIDGE)));
     let mut special: BTreeMap<String, Vec<&str>> = BTreeMap::new();

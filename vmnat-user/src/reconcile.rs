@@ -4,6 +4,7 @@
 //! told. Maps are filled before the first hook is attached. Flows are told to look at their way again
 //! (`Settings::generation`) only when something they depend on has changed.
 
+mod access;
 mod forwards;
 mod leases;
 pub mod settings;
@@ -224,6 +225,9 @@ fn settle_maps(tables: &Tables, plan: &Plan, facts: &Facts, done: &mut Reconcile
             format!("answers by uplink {name} through {router}")
         }
     })?);
+    let lists = access::settle(tables, plan)?;
+    let has_lists = !lists.is_empty();
+    note(lists);
     note(settle(&tables.bridge_port, &plan.bridge_port, |index, value| {
         let name = facts.name_of(*index);
         if *index == value.bridge {
@@ -245,6 +249,12 @@ fn settle_maps(tables: &Tables, plan: &Plan, facts: &Facts, done: &mut Reconcile
         format!("service {}/{protocol} at {} for guests of {bridge}", key.port, key.address)
     })?);
     done.forwards.extend(forwards::settle(tables, plan)?);
+    if has_lists {
+        let ended = access::end_forbidden(tables, plan)?;
+        if ended > 0 {
+            done.changes.push(format!("ended {ended} flows that the access lists forbid"));
+        }
+    }
     let flushed = flush_orphans(tables, &uplinks, &networks, plan)?;
     if flushed > 0 {
         done.changes.push(format!("removed {flushed} flows of what is gone"));
@@ -306,8 +316,14 @@ fn flush_orphans(
     let guests: Vec<Ipv4Net> = plan.network.iter().filter_map(|(key, _)| subnet(*key)).collect();
     flush(tables, |key, session| {
         let has_network = guests.iter().any(|network| network.contains(&Ipv4Addr::from(key.source)));
-        let has_exit = if session.has(Flags::HAIRPIN) {
+        let has_exit = if session.address == key.source {
+            // Across networks: its peer's must be there, too.
+            guests.iter().any(|network| network.contains(&Ipv4Addr::from(key.destination)))
+        } else if session.has(Flags::HAIRPIN) {
             external(session.address)
+        } else if session.has(Flags::FORWARDED) {
+            // A forward stands at all addresses of an uplink.
+            external(session.address) && plan.uplink.iter().any(|(index, _)| *index == session.out_if)
         } else {
             kept(session.out_if, session.address)
         };

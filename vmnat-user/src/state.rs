@@ -12,6 +12,7 @@ mod wish;
 use std::{
     collections::{BTreeMap, BTreeSet},
     fs, io,
+    net::Ipv4Addr,
     path::PathBuf,
 };
 
@@ -25,6 +26,7 @@ pub use self::{
     wish::{Binding, Bridge, Filtering, GuestQuotas, PoolRange},
 };
 use crate::{
+    access::Rule,
     config::FileLayer,
     error::Error,
     forwards::{
@@ -67,6 +69,9 @@ pub struct State {
     /// The interface that was last followed as the default route's; it stays while there is none.
     #[serde(default)]
     pub followed: String,
+    /// The addresses as which guests are seen, of uplinks where it is not the primary one.
+    #[serde(default)]
+    pub externals: BTreeMap<String, Ipv4Addr>,
     /// Port forwards. In this file those that end with the instance; the others are in [`store`].
     pub forwards: Vec<PortForward>,
     /// The number that the next port forward gets.
@@ -89,6 +94,9 @@ pub struct State {
     /// Destinations that guests reach without translation.
     #[serde(default)]
     pub untranslated: Vec<Ipv4Net>,
+    /// What guests may reach, and who may call them.
+    #[serde(default)]
+    pub access: Vec<Rule>,
     /// What of all this files of the configuration say.
     #[serde(default)]
     pub file: FileLayer,
@@ -127,6 +135,7 @@ impl State {
             bridges: Vec::new(),
             uplinks: Vec::new(),
             followed: String::new(),
+            externals: BTreeMap::new(),
             forwards: Vec::new(),
             next_forward: 1,
             expiries: BTreeMap::new(),
@@ -135,6 +144,7 @@ impl State {
             dhcp_leases: PathBuf::new(),
             bindings: Vec::new(),
             untranslated: Vec::new(),
+            access: Vec::new(),
             file: FileLayer::default(),
             sysctls: Vec::new(),
             loopback: None,

@@ -1,5 +1,6 @@
 //! The pinned maps of an instance, and the two programs that user space runs itself.
 
+mod access;
 mod forwards;
 mod table;
 
@@ -12,6 +13,7 @@ use std::{
 use anyhow::{Context as _, Result, bail};
 use vmnat_common::{
     Address, Outcome,
+    access::{AccessKey, AccessList, AccessRange},
     bridge::BridgePort,
     flow::FlowKey,
     forward::{Active, Forward, ForwardCount, SourceKey},
@@ -50,6 +52,8 @@ pub struct Tables {
     pub network: Table<NetworkKey, Network>,
     /// Destinations that guests reach without translation.
     pub untranslated: Table<NetworkKey, u32>,
+    access: Table<AccessKey, AccessList>,
+    access_range: Table<u32, AccessRange>,
     /// Bridges and their ports, by interface index.
     pub bridge_port: Table<u32, BridgePort>,
     /// Uplinks, by interface index.
@@ -130,6 +134,8 @@ impl Tables {
             mapping: Table::open(&instance.map(map::MAPPING))?,
             network: Table::open(&instance.map(map::NETWORK))?,
             untranslated: Table::open(&instance.map(map::UNTRANSLATED))?,
+            access: Table::open(&instance.map(map::ACCESS))?,
+            access_range: Table::open(&instance.map(map::ACCESS_RANGE))?,
             bridge_port: Table::open(&instance.map(map::BRIDGE_PORT))?,
             uplink: Table::open(&instance.map(map::UPLINK))?,
             gateway: Table::open(&instance.map(map::GATEWAY))?,

@@ -31,15 +31,17 @@ pub struct Args {
 pub enum Scope {
     /// Building, checks and unit tests.
     Build,
-    /// The lab as well: namespaces, firewalls, a guest, and the hosts that `./dev test` plays; needs root.
+    /// The lab as well: namespaces, firewalls, a guest; needs root.
     Lab,
+    /// And the hosts that `./dev test` plays.
+    Tests,
     /// Every host of the hosts tier too.
     Hosts,
 }
 
 /// Sets up and says that all is there.
 pub fn run(args: &Args) -> Result<()> {
-    ensure(if args.build_only { Scope::Build } else { Scope::Lab })?;
+    ensure(if args.build_only { Scope::Build } else { Scope::Tests })?;
     println!("All is there.");
     Ok(())
 }
@@ -61,11 +63,11 @@ pub fn ensure(scope: Scope) -> Result<()> {
         stun::ensure()?;
         wireguard::ensure()?;
         dnsmasq::ensure()?;
-        hosts::ensure(if scope == Scope::Hosts {
-            &[hosts::BOOKWORM, hosts::TRIXIE]
-        } else {
-            &[hosts::BOOKWORM]
-        })?;
+        match scope {
+            Scope::Build | Scope::Lab => {}
+            Scope::Tests => hosts::ensure(&[hosts::BOOKWORM])?,
+            Scope::Hosts => hosts::ensure(&[hosts::BOOKWORM, hosts::TRIXIE])?,
+        }
     }
     Ok(())
 }

@@ -85,6 +85,7 @@ pub fn run(args: &Args) -> Result<()> {
     let scope = match choice {
         Choice::Unit => setup::Scope::Build,
         Choice::Hosts => setup::Scope::Hosts,
+        Choice::All => setup::Scope::Tests,
         _ => setup::Scope::Lab,
     };
 

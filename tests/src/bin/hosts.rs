@@ -25,6 +25,7 @@ fn report() -> Result<()> {
     ensure!(!rows.is_empty(), "no host has noted anything in {}", folder.display());
     println!("\n{}", matrix::table(&rows));
     print!("{}", matrix::remains(&rows));
+    print!("{}", matrix::silences(&rows));
     let (tried, before, after) = matrix::totals(&rows);
     println!("{} hosts, {tried} checks: {before} failed without vmnat, {after} with it", rows.len());
 

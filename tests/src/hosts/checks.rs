@@ -1,10 +1,10 @@
 //! What guests, the world and the host itself can do, tried all at once.
 
-use std::{collections::BTreeMap, fmt, fs, os::unix::fs::PermissionsExt, thread, time::Duration};
+use std::{collections::BTreeMap, fmt, thread, time::Duration};
 
 use anyhow::{Context, Result, ensure};
 
-use super::stage::{Guests, Stage};
+use super::stage::{Guests, PRINT_LEASE, Stage};
 use crate::lab::{
     EXTERNAL, RESOLVER, SERVER, SERVER_ECHO, SERVER_HTTP,
     client::{self, Asker},
@@ -61,11 +61,17 @@ pub enum Check {
     Egress,
     /// Nothing has left by the uplink with a guest's own address.
     NoLeak,
+    /// A TCP stream that was open before the host changed lives on.
+    Stream,
+    /// A UDP flow and pings that were there before the host changed go on.
+    OldFlows,
+    /// UDP flows that open while the host changes, and after.
+    NewFlows,
 }
 
 impl Check {
     /// All of them, in the order of the table.
-    pub const ALL: [Self; 15] = [
+    pub const ALL: [Self; 18] = [
         Self::Ping,
         Self::Tcp,
         Self::Http,
@@ -81,6 +87,9 @@ impl Check {
         Self::Published,
         Self::Egress,
         Self::NoLeak,
+        Self::Stream,
+        Self::OldFlows,
+        Self::NewFlows,
     ];
 
     /// All that a guest does with the world.
@@ -105,6 +114,9 @@ impl Check {
             Self::Published => "published",
             Self::Egress => "egress",
             Self::NoLeak => "no leak",
+            Self::Stream => "stream",
+            Self::OldFlows => "old flows",
+            Self::NewFlows => "new flows",
         }
     }
 
@@ -135,6 +147,13 @@ impl Check {
             Self::Published => "the world reaches the port that Docker publishes",
             Self::Egress => "Docker's container reaches the world",
             Self::NoLeak => "nothing has left by the uplink with a guest's own address",
+            Self::Stream => {
+                "a guest's TCP stream that was open before lives through it; the SHA-256 is right"
+            }
+            Self::OldFlows => {
+                "a guest's UDP flow and pings that were there before go on within seconds, from the same external port"
+            }
+            Self::NewFlows => "UDP flows that a guest opens every 20 ms are answered again within seconds",
         }
     }
 }
@@ -148,6 +167,11 @@ impl Findings {
     #[must_use]
     pub fn failed(&self) -> Vec<Check> {
         self.0.iter().filter(|(_, result)| result.is_err()).map(|(check, _)| *check).collect()
+    }
+
+    /// Adds what another check has found, or overrides what it found before.
+    pub fn note(&mut self, check: Check, result: Result<()>) {
+        self.0.insert(check, result);
     }
 
     /// The checks that were tried.
@@ -241,11 +265,7 @@ fn ask(guest: &Namespace, size: usize) -> Result<()> {
 
 /// A lease by a real client, which prints what it was given instead of setting it.
 fn lease(guests: &Guests) -> Result<()> {
-    const PRINT: &str = "/run/print-lease";
-    // Of the lab's own `/run`, in memory.
-    fs::write(PRINT, "#!/bin/sh\nexec env\n")?;
-    fs::set_permissions(PRINT, fs::Permissions::from_mode(0o755))?;
-    let client = format!("busybox udhcpc -i eth0 -n -q -f -t 4 -T 1 -s {PRINT}");
+    let client = format!("busybox udhcpc -i eth0 -n -q -f -t 4 -T 1 -s {PRINT_LEASE}");
     let printed = guests.newcomer.exec(&client.split(' ').collect::<Vec<_>>())?;
     let value = |name: &str| {
         let mut lines = printed.lines().filter_map(|line| line.strip_prefix(name)?.strip_prefix('='));

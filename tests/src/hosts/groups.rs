@@ -12,6 +12,7 @@ use anyhow::{Context, Result};
 use nix::{
     errno::Errno,
     mount::{MsFlags, mount},
+    sched::{CloneFlags, unshare},
 };
 
 /// Where the lab's own `/run` has the tree of control groups of version 2, which machines have at various places.
@@ -51,6 +52,16 @@ impl Group {
         Ok(file.with_context(|| path.display().to_string())?.into())
     }
 
+    /// What it is called.
+    pub(super) fn name(&self) -> String {
+        self.path.file_name().unwrap_or_default().to_string_lossy().into_owned()
+    }
+
+    /// The processes in it and below it.
+    pub(super) fn processes(&self) -> Vec<u32> {
+        processes_below(&self.path)
+    }
+
     /// Removes the group and all below it, once its processes have ended.
     pub(super) fn remove(&self) {
         for _ in 0..50 {
@@ -62,6 +73,27 @@ impl Group {
         }
         eprintln!("the control group {} of a machine of the lab stays behind", self.path.display());
     }
+}
+
+/// The names of all groups at the top.
+pub(super) fn names() -> Result<Vec<String>> {
+    let look = || -> Result<Vec<String>> {
+        unshare(CloneFlags::CLONE_NEWNS)?;
+        let none = None::<&str>;
+        mount(none, "/", none, MsFlags::MS_REC | MsFlags::MS_PRIVATE, none).ok();
+        mount(Some("cgroup2"), "/mnt", Some("cgroup2"), MsFlags::empty(), none).context("control groups")?;
+        let entries = fs::read_dir("/mnt")?.flatten();
+        Ok(entries.map(|entry| entry.file_name().to_string_lossy().into_owned()).collect())
+    };
+    thread::scope(|scope| scope.spawn(look).join()).map_err(|_| anyhow::anyhow!("thread"))?
+}
+
+fn processes_below(path: &Path) -> Vec<u32> {
+    let members = fs::read_to_string(path.join("cgroup.procs")).unwrap_or_default();
+    let mut found: Vec<u32> = members.lines().filter_map(|line| line.parse().ok()).collect();
+    let entries = fs::read_dir(path).into_iter().flatten().flatten().map(|entry| entry.path());
+    found.extend(entries.filter(|path| path.is_dir()).flat_map(|path| processes_below(&path)));
+    found
 }
 
 fn remove_leftovers(place: &Path) {

@@ -41,11 +41,20 @@ const TREE_FOLDER: &str = "usr/lib/x86_64-linux-gnu";
 /// # Errors
 ///
 /// When it starts with neither.
-pub(super) fn lend(root: &Path) -> Result<()> {
+pub(super) fn lend_if_needed(root: &Path) -> Result<()> {
     let Err(complaint) = try_vmnat(root)? else { return Ok(()) };
     ensure!(complaint.contains("GLIBC_"), "vmnat does not start in the machine's tree: {complaint}");
+    lend(root, Path::new("/"))
+}
+
+/// Lends the programs below `root` the C library of `other`, which is newer.
+///
+/// # Errors
+///
+/// When `vmnat` does not start with it.
+pub(super) fn lend(root: &Path, other: &Path) -> Result<()> {
     for part in PARTS {
-        let Some(ours) = find(part) else { continue };
+        let Some(ours) = find(part, other) else { continue };
         let theirs = root.join(TREE_FOLDER).join(part);
         if !theirs.exists() {
             File::create(&theirs).with_context(|| theirs.display().to_string())?;
@@ -55,17 +64,16 @@ pub(super) fn lend(root: &Path) -> Result<()> {
     }
     match try_vmnat(root)? {
         Ok(()) => Ok(()),
-        Err(complaint) => {
-            bail!(
-                "vmnat does not start in the machine's tree, not even with this machine's C library: {complaint}"
-            )
-        }
+        Err(complaint) => bail!(
+            "vmnat does not start in the machine's tree, not even with the C library of {}: {complaint}",
+            other.display()
+        ),
     }
 }
 
-/// Where this machine has a part of the C library.
-fn find(part: &str) -> Option<PathBuf> {
-    let paths = FOLDERS.iter().map(|folder| Path::new("/").join(folder).join(part));
+/// Where `root` has a part of the C library.
+fn find(part: &str, root: &Path) -> Option<PathBuf> {
+    let paths = FOLDERS.iter().map(|folder| root.join(folder).join(part));
     paths.into_iter().find_map(|path| fs::canonicalize(path).ok())
 }
 

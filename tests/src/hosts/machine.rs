@@ -28,7 +28,10 @@ use nix::{
     unistd::{chdir, chroot, fchdir},
 };
 
-use super::{groups::Group, libraries};
+use super::{
+    groups::{self, Group},
+    libraries,
+};
 use crate::lab::{namespace::Namespace, vmnat};
 
 /// Where the lab's own `/run` holds the machine's root while it is being put together.
@@ -152,9 +155,19 @@ impl Machine {
     ///
     /// When the machine that runs the test lacks something: root, overlayfs, control groups of version 2.
     pub fn boot(network: &Namespace, tree: &Path) -> Result<Self> {
+        Self::boot_with(network, tree, None)
+    }
+
+    /// Like [`Machine::boot`], with the C library of another tree: what machines get that are older than the one that `vmnat`
+    /// was built on.
+    ///
+    /// # Errors
+    ///
+    /// As [`Machine::boot`].
+    pub fn boot_with(network: &Namespace, tree: &Path, lender: Option<&Path>) -> Result<Self> {
         static NUMBER: AtomicU32 = AtomicU32::new(0);
         let group = Group::new(NUMBER.fetch_add(1, Ordering::Relaxed))?;
-        let started = network.run(|| start(tree, &group)).with_context(|| {
+        let started = network.run(|| start(tree, lender, &group)).with_context(|| {
             format!("cannot start a machine with the files of {} in {}", tree.display(), network.name())
         })?;
         let (mut init, life, output) = started;
@@ -169,10 +182,43 @@ impl Machine {
         Ok(Self { init, inside, group, _life: life })
     }
 
+    /// What the machine has of the one that runs the test.
+    #[must_use]
+    pub fn trace(&self) -> Trace {
+        Trace { processes: self.group.processes(), group: self.group.name() }
+    }
+
     /// The machine's network, with commands running in the machine.
     #[must_use]
     pub fn enter(&self, network: &Namespace) -> Namespace {
         network.with_machine(Arc::clone(&self.inside))
+    }
+}
+
+/// What a machine has of the one that runs the test, to be looked for when it has ended.
+#[derive(Debug)]
+pub struct Trace {
+    /// Its processes, by their numbers outside.
+    pub processes: Vec<u32>,
+    group: String,
+}
+
+impl Trace {
+    /// What there still is of it.
+    ///
+    /// # Errors
+    ///
+    /// When looking is not possible.
+    pub fn left(&self) -> Result<Vec<String>> {
+        let processes =
+            self.processes.iter().filter(|process| Path::new(&format!("/proc/{process}")).exists());
+        let mut left: Vec<String> = processes.map(|process| format!("process {process}")).collect();
+        if groups::names()?.contains(&self.group) {
+            left.push(format!("control group {}", self.group));
+        }
+        let mounts = fs::read_to_string("/proc/thread-self/mounts")?;
+        left.extend(mounts.lines().filter(|line| line.contains(PLACE)).map(str::to_owned));
+        Ok(left)
     }
 }
 
@@ -194,11 +240,15 @@ impl Drop for Machine {
 }
 
 /// Puts the root together on a thread of its own and starts process 1 there.
-fn start(tree: &Path, group: &Group) -> Result<(Child, ChildStdin, impl io::Read + use<>)> {
+fn start(
+    tree: &Path,
+    lender: Option<&Path>,
+    group: &Group,
+) -> Result<(Child, ChildStdin, impl io::Read + use<>)> {
     let member = group.member("")?;
     unshare(CloneFlags::CLONE_NEWNS | CloneFlags::CLONE_NEWUTS | CloneFlags::CLONE_NEWIPC)
         .context("namespaces for a machine")?;
-    let root = lay_out(tree)?;
+    let root = lay_out(tree, lender)?;
     chdir(&root)?;
     chroot(".")?;
     unshare(CloneFlags::CLONE_NEWPID).context("a namespace of processes")?;
@@ -221,7 +271,7 @@ fn start(tree: &Path, group: &Group) -> Result<(Child, ChildStdin, impl io::Read
 }
 
 /// Lays an overlay in memory over the tree, with `vmnat` in it.
-fn lay_out(tree: &Path) -> Result<PathBuf> {
+fn lay_out(tree: &Path, lender: Option<&Path>) -> Result<PathBuf> {
     let place = Path::new(PLACE);
     fs::create_dir_all(place).context(PLACE)?;
     mount(Some("tmpfs"), place, Some("tmpfs"), MsFlags::empty(), Some("size=2g")).context("a tmpfs")?;
@@ -234,7 +284,10 @@ fn lay_out(tree: &Path) -> Result<PathBuf> {
     mount(Some("overlay"), &root, Some("overlay"), MsFlags::empty(), Some(layers.as_str()))
         .with_context(|| format!("an overlay over {}", tree.display()))?;
     bind(&vmnat::program()?, &root.join("usr/local/bin/vmnat"))?;
-    libraries::lend(&root)?;
+    match lender {
+        Some(other) => libraries::lend(&root, other)?,
+        None => libraries::lend_if_needed(&root)?,
+    }
     Ok(root)
 }
 

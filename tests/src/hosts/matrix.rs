@@ -44,6 +44,8 @@ pub struct Row {
     after: Vec<Check>,
     /// Why checks still fail.
     reasons: BTreeMap<Check, String>,
+    /// What was done to the host while its guests talked, and how long they were silent.
+    changes: Vec<(String, String)>,
 }
 
 /// Notes what a run has found, where it was told to.
@@ -51,7 +53,12 @@ pub struct Row {
 /// # Errors
 ///
 /// When the file cannot be written.
-pub fn note(variant: &Variant, before: &Findings, after: &Findings) -> Result<()> {
+pub fn note(
+    variant: &Variant,
+    before: &Findings,
+    after: &Findings,
+    silences: &[(&str, String)],
+) -> Result<()> {
     let Some(folder) = env::var_os(FOLDER).map(PathBuf::from) else { return Ok(()) };
     let names = |checks: Vec<Check>| checks.into_iter().map(Check::name).collect::<Vec<_>>();
     let reasons: BTreeMap<&str, &str> =
@@ -64,6 +71,7 @@ pub fn note(variant: &Variant, before: &Findings, after: &Findings) -> Result<()
         "before": names(before.failed()),
         "after": names(after.failed()),
         "reasons": reasons,
+        "changes": silences.iter().map(|(title, silences)| json!([title, silences])).collect::<Vec<_>>(),
     });
     fs::create_dir_all(&folder).with_context(|| folder.display().to_string())?;
     let path = folder.join(format!("{}.json", variant.name));
@@ -93,6 +101,7 @@ impl Row {
             row[name].as_array()?.iter().map(|check| Check::named(check.as_str()?)).collect()
         };
         let reasons = row["reasons"].as_object()?.iter();
+        let changes = row["changes"].as_array()?.iter();
         Some(Self {
             situation: row["situation"].as_u64()?.try_into().ok()?,
             name: row["name"].as_str()?.to_owned(),
@@ -102,6 +111,9 @@ impl Row {
             after: checks("after")?,
             reasons: reasons
                 .map(|(check, reason)| Some((Check::named(check)?, reason.as_str()?.to_owned())))
+                .collect::<Option<_>>()?,
+            changes: changes
+                .map(|change| Some((change[0].as_str()?.to_owned(), change[1].as_str()?.to_owned())))
                 .collect::<Option<_>>()?,
         })
     }
@@ -136,7 +148,7 @@ pub fn table(rows: &[Row]) -> String {
     let names = Check::ALL.map(|check| format!(" {} |", check.name())).concat();
     writeln!(text, "| situation |{names}\n|---|{}", "---|".repeat(Check::ALL.len())).ok();
     for row in rows {
-        write!(text, "| {:28} |", format!("{}. {}", row.situation, row.name)).ok();
+        write!(text, "| {:30} |", format!("{}. {}", row.situation, row.name)).ok();
         for check in Check::ALL {
             write!(text, " {:^width$} |", row.cell(check), width = check.name().len()).ok();
         }
@@ -152,6 +164,18 @@ pub fn remains(rows: &[Row]) -> String {
     for row in rows {
         for (check, reason) in row.remains() {
             writeln!(text, "* {}, {}: {reason}", row.name, check.name()).ok();
+        }
+    }
+    text
+}
+
+/// How long guests were silent while their hosts were changed, a line each; empty where none was.
+#[must_use]
+pub fn silences(rows: &[Row]) -> String {
+    let mut text = String::new();
+    for row in rows {
+        for (title, silences) in &row.changes {
+            writeln!(text, "* {}, {title}: {silences}", row.name).ok();
         }
     }
     text
@@ -174,6 +198,16 @@ pub fn page(rows: &[Row]) -> String {
     let remains = remains(rows);
     if !remains.is_empty() {
         write!(text, "\n## What still fails, and why\n\n{remains}").ok();
+    }
+    let silences = silences(rows);
+    if !silences.is_empty() {
+        write!(
+            text,
+            "\n## Changes while guests talk\n\n\
+             The longest silence of a UDP flow that was there before, of new UDP flows, of a TCP conversation, of pings, and of calls from the\n\
+             world to the forwarded port, each tried every 20 ms on a busy machine of two cores, and what was lost; with vmnat, where it is not said. All checks are then made again.\n\n{silences}"
+        )
+        .ok();
     }
     text.push_str("\n## The hosts\n");
     for (number, situation) in (1..).zip(SITUATIONS) {

@@ -2,15 +2,19 @@
 //!
 //! A [`stage::Stage`] is a lab whose VM host is a machine with a distribution's files ([`machine::Machine`]); what is below
 //! [`software`] starts there as an administrator would start it; [`checks`] tell what guests, the world and the host can do;
-//! [`variant`] plays one situation without vmnat and then with it, and [`matrix`] is the table of them all.
+//! [`talk`] goes on while the host is changed under its guests; [`variant`] plays one situation without vmnat and then with it, [`churn`] one
+//! that changes under [`traffic`] either time, and [`matrix`] is the table of them all.
 
 pub mod checks;
+pub mod churn;
 mod groups;
 mod libraries;
 pub mod machine;
 pub mod matrix;
 pub mod software;
 pub mod stage;
+pub mod talk;
+pub mod traffic;
 pub mod variant;
 
 use std::{

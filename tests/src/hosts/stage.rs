@@ -3,17 +3,24 @@
 use std::{
     fs::{self, File},
     io::Write as _,
+    os::unix::fs::PermissionsExt as _,
     time::Duration,
 };
 
 use anyhow::{Context, Result};
 
-use super::{Tree, machine::Machine};
+use super::{
+    Tree,
+    machine::{Machine, Trace},
+};
 use crate::lab::{
     Lab, RESOLVER, Setup, client, guest_mac,
     namespace::{Namespace, Process},
     wait_until, written,
 };
+
+/// What a DHCP client runs with what it was given: it prints it. In the lab's own `/run`, which is in memory.
+pub(super) const PRINT_LEASE: &str = "/run/print-lease";
 
 /// A network of guests.
 #[derive(Clone, Copy, Debug)]
@@ -79,7 +86,7 @@ struct Daemon {
 pub struct Stage {
     // Fields go in this order: a machine ends when its daemons have been waited for.
     daemons: Vec<Daemon>,
-    _machine: Machine,
+    machine: Machine,
     /// The namespaces around it; `lab.host` runs its commands in the machine.
     pub lab: Lab,
     /// Its networks.
@@ -96,14 +103,26 @@ impl Stage {
     ///
     /// When the tree is missing, or the machine that runs the test lacks something.
     pub fn new(tree: Tree, networks: &[Network]) -> Result<Self> {
+        Self::with_library(tree, None, networks)
+    }
+
+    /// Like [`Stage::new`], with all programs using the C library of a newer tree.
+    ///
+    /// # Errors
+    ///
+    /// As [`Stage::new`].
+    pub fn with_library(tree: Tree, lender: Option<Tree>, networks: &[Network]) -> Result<Self> {
         let mut lab = Lab::with(Setup { guests: 0, bridge: false, ..Setup::default() })?;
-        let machine = Machine::boot(&lab.host, &tree.folder()?)?;
+        let lender = lender.map(Tree::folder).transpose()?;
+        let machine = Machine::boot_with(&lab.host, &tree.folder()?, lender.as_deref())?;
         lab.host = machine.enter(&lab.host);
         fs::write(lab.host.file("/etc/resolv.conf"), format!("nameserver {RESOLVER}\n"))?;
+        fs::write(PRINT_LEASE, "#!/bin/sh\nexec env\n")?;
+        fs::set_permissions(PRINT_LEASE, fs::Permissions::from_mode(0o755))?;
         // Without one, networkd has no identity to ask for leases with.
         fs::write(lab.host.file("/etc/machine-id"), "5266bd4d0b8a4c7f9d0f6e3f3c7e2a10\n")?;
         let mut stage = Self {
-            _machine: machine,
+            machine,
             daemons: Vec::new(),
             lab,
             networks: Vec::new(),
@@ -148,6 +167,12 @@ impl Stage {
             guest.path(),
         ))?;
         guest.ip("link set lo up\nlink set eth0 up\n")
+    }
+
+    /// What its machine has of the one that runs the test.
+    #[must_use]
+    pub fn trace(&self) -> Trace {
+        self.machine.trace()
     }
 
     /// Puts the guests' ports into their bridges, as whoever starts them would.
@@ -265,9 +290,18 @@ impl Stage {
     ///
     /// When vmnat fails.
     pub fn bring_up(&self) -> Result<()> {
+        self.bring_up_with(&[])
+    }
+
+    /// Like [`Stage::bring_up`], with further options.
+    ///
+    /// # Errors
+    ///
+    /// When vmnat fails.
+    pub fn bring_up_with(&self, options: &[&str]) -> Result<()> {
         let bridges = self.networks.iter().flat_map(|guests| ["--bridge", guests.network.bridge]);
         let arguments: Vec<&str> = ["up"].into_iter().chain(bridges).chain(["--uplink", "enp3s0"]).collect();
-        self.lab.vmnat_ok(&arguments)?;
+        self.lab.vmnat_ok(&[&arguments, options].concat())?;
         let server = self.network()?.address(true);
         self.lab.vmnat_ok(&["dnat", "add", &format!("80:{server}:80")])?;
         Ok(())

@@ -9,6 +9,7 @@ use super::{
     checks::{self, Check, Findings},
     matrix,
     stage::{Network, Stage},
+    talk::{self, Change},
 };
 
 /// A way in which a host cuts its guests off.
@@ -28,8 +29,12 @@ pub struct Variant {
     pub build: fn(&mut Stage) -> Result<()>,
     /// What fails without vmnat; all else works.
     pub before: &'static [Check],
+    /// What its operator tells `vmnat up` beside bridges and uplink.
+    pub options: &'static [&'static str],
     /// What still fails with vmnat, and why; all else works.
     pub after: &'static [(Check, &'static str)],
+    /// What is then done to the host while its guests talk; all that worked has to work after it too.
+    pub changes: &'static [Change],
 }
 
 impl Variant {
@@ -43,24 +48,51 @@ impl Variant {
         (self.build)(&mut stage)?;
         let before = checks::all(&stage)?;
         stage.lab.leaks.forget()?;
-        stage.bring_up()?;
+        stage.bring_up_with(self.options)?;
         stage.settle(Duration::from_secs(2));
         let after = checks::all(&stage)?;
-        println!("{}\nwithout vmnat:\n{before}with vmnat:\n{after}", self.title);
-        matrix::note(self, &before, &after)?;
-
-        let remains: Vec<Check> = self.after.iter().map(|(check, _)| *check).collect();
+        let mut silences = Vec::new();
+        for change in self.changes {
+            let found = talk::during(&mut stage, change)?;
+            println!("{}: {found}", change.title);
+            silences.push((change.title, found.to_string()));
+        }
         let mut complaints = String::new();
-        complain(&mut complaints, "without vmnat", self.before, &before);
-        complain(&mut complaints, "with vmnat", &remains, &after);
+        if !self.changes.is_empty() {
+            stage.settle(Duration::from_secs(5));
+            let later = checks::all(&stage)?;
+            println!("with vmnat, after the changes:\n{later}");
+            complain(&mut complaints, "with vmnat, after the changes", &self.remains(), &later);
+        }
+        self.judge(&before, &after, &silences)?;
         ensure!(complaints.is_empty(), "{} ({}):\n{complaints}", self.name, self.title);
-        if remains.contains(&Check::Host) {
+        if self.remains().contains(&Check::Host) {
             stage.lab.leaks.assert_none()?;
         } else {
             stage.lab.assert_sound_but_for_invalid_packets()?;
         }
         stage.keep_quiet();
         Ok(())
+    }
+
+    /// Prints what was found and notes it in the table, with what was measured, and compares it with what is known.
+    ///
+    /// # Errors
+    ///
+    /// When it differs.
+    pub fn judge(&self, before: &Findings, after: &Findings, measured: &[(&str, String)]) -> Result<()> {
+        println!("{}\nwithout vmnat:\n{before}with vmnat:\n{after}", self.title);
+        matrix::note(self, before, after, measured)?;
+        let mut complaints = String::new();
+        complain(&mut complaints, "without vmnat", self.before, before);
+        complain(&mut complaints, "with vmnat", &self.remains(), after);
+        ensure!(complaints.is_empty(), "{} ({}):\n{complaints}", self.name, self.title);
+        Ok(())
+    }
+
+    /// What fails with vmnat too.
+    fn remains(&self) -> Vec<Check> {
+        self.after.iter().map(|(check, _)| *check).collect()
     }
 }
 

@@ -14,7 +14,7 @@ mod short {
 }
 
 mod full {
-    play!(bridge, legacy_beside_libvirt);
+    play!(bridge, legacy_beside_libvirt, libvirt_beside);
 }
 
 /// All that Docker's DROP takes: with `br_netfilter`, the siblings' conversations too.
@@ -41,7 +41,9 @@ fn bridge() -> Variant {
             own_bridge(stage)
         },
         before: CUT_OFF,
+        options: &[],
         after: &[],
+        changes: &[],
     }
 }
 
@@ -74,6 +76,22 @@ fn legacy_beside_libvirt() -> Variant {
             docker::publish(stage)?;
             by_hand::forward(stage)
         },
+        ..bridge()
+    }
+}
+
+/// libvirt's chains stand ahead of Docker's in iptables: this works, but for libvirt's own REJECT.
+fn libvirt_beside() -> Variant {
+    Variant {
+        name: "docker-libvirt",
+        title: "dockerd with a container, then libvirt 9.0, both with iptables-nft, and a port forward by hand",
+        build: |stage| {
+            docker::start(stage)?;
+            docker::publish(stage)?;
+            libvirt::start(stage, libvirt::Backend::Default)?;
+            by_hand::forward(stage)
+        },
+        before: &[Check::Forward],
         ..bridge()
     }
 }

@@ -1,11 +1,12 @@
 //! ufw with Debian's defaults: what is not asked for is dropped, coming in and forwarded.
 
-use crate::SERVICES_REFUSED;
+use crate::{SERVICES_REFUSED, churn::UNNOTICED};
 use vmnat_tests::hosts::{
     Tree,
     checks::Check,
     software::{by_hand, dnsmasq, docker, libvirt, ufw},
     stage::Network,
+    talk::Change,
     variant::Variant,
 };
 
@@ -29,6 +30,17 @@ const REFUSED: &[Check] = &[
     Check::Forward,
 ];
 
+const RELOAD: Change = Change { title: "ufw reload", work: |stage| ufw::reload(stage), silence: UNNOTICED };
+
+const RELOAD_OF_ALL: Change = Change {
+    title: "ufw reload with MANAGE_BUILTINS=yes",
+    work: |stage| {
+        ufw::manage_builtins(stage)?;
+        ufw::reload(stage)
+    },
+    silence: UNNOTICED,
+};
+
 fn bridge() -> Variant {
     Variant {
         situation: 4,
@@ -43,7 +55,9 @@ fn bridge() -> Variant {
             ufw::enable(stage)
         },
         before: REFUSED,
+        options: &[],
         after: SERVICES_REFUSED,
+        changes: &[RELOAD, RELOAD_OF_ALL],
     }
 }
 
@@ -70,6 +84,8 @@ fn bridge_and_docker() -> Variant {
             Check::Sibling,
             Check::Forward,
         ],
+        // One with MANAGE_BUILTINS=yes would flush Docker's own chains.
+        changes: &[RELOAD],
         ..bridge()
     }
 }
@@ -86,6 +102,7 @@ fn two_libvirt_networks() -> Variant {
         },
         before: &[Check::Forward],
         after: &[],
+        changes: &[RELOAD],
         ..bridge()
     }
 }
@@ -102,6 +119,7 @@ fn libvirt_after() -> Variant {
         },
         before: &[Check::Forward],
         after: &[],
+        changes: &[],
         ..bridge()
     }
 }
@@ -131,6 +149,7 @@ fn libvirt_and_builtins() -> Variant {
             Check::Forward,
             Check::NoLeak,
         ],
+        changes: &[],
         ..bridge()
     }
 }

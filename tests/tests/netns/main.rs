@@ -15,6 +15,7 @@ macro_rules! on_both_hooks {
     };
 }
 
+mod access;
 mod commands;
 mod config;
 mod dhcp;

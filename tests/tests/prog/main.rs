@@ -12,6 +12,7 @@
     reason = "a test ends where something is not as it must be"
 )]
 
+mod access;
 mod budget;
 mod errors;
 mod filtering;

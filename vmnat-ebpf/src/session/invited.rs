@@ -30,7 +30,8 @@ pub fn insert_invited(invited: &Invited<'_>) -> Result<(), Outcome> {
     let Invited { key, target, forward, bridge, ref way, half_open } = *invited;
     let external = key.destination_endpoint();
     let half = &mut draft()?.half;
-    let kind = if forward == 0 { Flags::MAPPED } else { Flags::FORWARDED };
+    // Across networks, nothing is mapped.
+    let kind = if forward == 0 && target != external { Flags::MAPPED } else { Flags::FORWARDED };
     write_half(half, key, external, target, kind | half_open | Flags::VIA_NEIGHBOUR);
     half.set_forward(forward);
     half.out_if = bridge.bridge;
@@ -52,7 +53,7 @@ pub fn insert_invited(invited: &Invited<'_>) -> Result<(), Outcome> {
     half.source_mac = station;
     half.mtu = way.mtu;
     let Err(error) = put(&guest, half) else {
-        if forward == 0 {
+        if kind & Flags::MAPPED != 0 {
             mapping::count_flow(guest.protocol, target, external, 1);
         }
         return Ok(());

@@ -1,5 +1,6 @@
 //! The command line: one file a subcommand, and the only code that prints.
 
+mod access;
 mod agent;
 mod apply;
 mod config;
@@ -58,7 +59,7 @@ pub struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Command {
-    Up(up::Args),
+    Up(Box<up::Args>),
     Down(down::Args),
     Apply(apply::Args),
     Diff(diff::Args),
@@ -68,6 +69,7 @@ enum Command {
     Network(network::Args),
     Uplink(uplink::Args),
     Dnat(dnat::Args),
+    Access(access::Args),
     Flows(flows::Args),
     Leases(leases::Args),
     Guests(guests::Args),
@@ -84,7 +86,7 @@ enum Command {
 pub async fn run(cli: Cli) -> Result<()> {
     let Cli { instance, verbose, command } = cli;
     match command {
-        Command::Up(args) => up::run(&instance, args).await,
+        Command::Up(args) => up::run(&instance, *args).await,
         Command::Down(args) => down::run(&instance, &args).await,
         Command::Apply(args) => apply::run(&instance, &args).await,
         Command::Diff(args) => diff::run(&instance, &args).await,
@@ -94,6 +96,7 @@ pub async fn run(cli: Cli) -> Result<()> {
         Command::Network(args) => network::run(&instance, args).await,
         Command::Uplink(args) => uplink::run(&instance, args).await,
         Command::Dnat(args) => dnat::run(&instance, args).await,
+        Command::Access(args) => access::run(&instance, args).await,
         Command::Flows(args) => flows::run(&instance, &args),
         Command::Leases(args) => leases::run(&instance, args).await,
         Command::Guests(args) => guests::run(&instance, &args),

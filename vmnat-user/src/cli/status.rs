@@ -7,8 +7,9 @@ use serde::Serialize;
 use tokio::time::sleep;
 use vmnat_common::bridge::BridgePortFlags;
 
-use super::{guests, network, print, uplink};
+use super::{access, guests, network, print, uplink};
 use crate::{
+    access::Rule,
     agent, change,
     dataplane::program::{self, HostProgram},
     dhcp::{self, DhcpRow},
@@ -25,7 +26,7 @@ use crate::{
     report::{self, Column},
     room,
     services::{self, ServiceRow},
-    state::{self, GuestQuotas, HookMode, State},
+    state::{self, Filtering, GuestQuotas, HookMode, State},
     tables::Tables,
 };
 
@@ -65,6 +66,7 @@ struct Status {
     events: Vec<Event>,
     agent: AgentRow,
     warnings: Vec<String>,
+    access: Vec<Rule>,
     firewall_forward_rules_apply: bool,
     ipv6: &'static str,
 }
@@ -174,6 +176,7 @@ fn status(instance: &Instance, state: State, tables: &Tables, facts: &Facts) -> 
         events,
         agent: AgentRow { pid, log: state.log },
         warnings,
+        access: state.access,
         firewall_forward_rules_apply: false,
         ipv6: "passes untouched",
     })
@@ -253,6 +256,7 @@ fn text(status: &Status) -> String {
     let mut text = format!(
         "instance     {} (vmnat {})\nagent        {agent}\nlog          {}\nflows        {} of {} ({percent} %)\n\
          each guest   {}\nports        {} to {}, of which guests may have {} for TCP and {} for UDP\nforwards     {}\nattached by  {}\nfirewall     FORWARD rules of the host's firewall do not apply to these guests\n\
+         inbound      only answers, and what port forwards{} lead to guests\n\
          IPv6         {}\n",
         status.instance,
         status.version,
@@ -266,6 +270,7 @@ fn text(status: &Status) -> String {
         report::number(status.pool.free_udp.into()),
         status.port_forwards,
         status.hook_mode,
+        invited(&status.networks),
         status.ipv6,
     );
     text.push_str(&services::text(&status.services));
@@ -274,6 +279,8 @@ fn text(status: &Status) -> String {
     text.push_str(&network::text(&status.networks));
     text.push('\n');
     text.push_str(&uplink::text(&status.uplinks));
+    text.push('\n');
+    text.push_str(&access::text(&status.access));
     text.push('\n');
     text.push_str(&hook_table(&status.hooks));
     for warning in &status.warnings {
@@ -284,6 +291,12 @@ fn text(status: &Status) -> String {
         text.push('\n');
     }
     text
+}
+
+/// Who invites calls beside port forwards.
+fn invited(networks: &[network::Row]) -> &'static str {
+    let is_open = networks.iter().any(|row| row.filtering == Filtering::EndpointIndependent);
+    if is_open { " and mapped ports of open networks" } else { "" }
 }
 
 fn hook_table(hooks: &[HookRow]) -> String {

@@ -1,5 +1,6 @@
 //! `vmnat up`: puts guests online.
 
+mod external;
 mod interfaces;
 mod limits;
 mod merge;
@@ -59,6 +60,9 @@ pub struct Args {
     /// An interface to the world; repeatable [default: the one of the default route, followed as it changes]
     #[arg(long = "uplink", value_name = "UPLINK")]
     uplinks: Vec<String>,
+    /// As which address of an uplink guests are seen, instead of its primary one; "primary" for that again; repeatable
+    #[arg(long = "external", value_name = "[UPLINK=]ADDRESS", value_parser = external::parse)]
+    externals: Vec<external::External>,
     /// A network of guests, instead of the bridge's own subnets; repeatable
     #[arg(long = "network", value_name = "[BRIDGE=]CIDR", value_parser = named_network)]
     networks: Vec<(Option<String>, Ipv4Net)>,
@@ -83,6 +87,8 @@ pub struct Args {
     services: services::Services,
     #[command(flatten)]
     limits: limits::Limits,
+    #[command(flatten)]
+    access: super::access::Lists,
     #[arg(long = "timeout", value_name = "KIND=SECONDS", value_parser = timeout, help_heading = "Advanced",
           help = timeout_help())]
     timeouts: Vec<(String, u32)>,

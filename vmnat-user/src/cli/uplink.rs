@@ -116,7 +116,7 @@ pub(super) fn rows(state: &State, facts: &Facts) -> Vec<Row> {
     let names = if follows { followed(state, facts).into_iter().collect() } else { state.uplinks.clone() };
     let row = |name: String| {
         let link = facts.link(&name);
-        let address = link.and_then(|link| facts.primary_address(link.index));
+        let address = link.and_then(|link| plan::external_address(state, facts, link));
         Row {
             address: address.map(|address| address.to_string()),
             mtu: link.map_or(0, |link| link.mtu),

@@ -6,6 +6,7 @@ use anyhow::Result;
 
 use super::{Config, Difference, Fault, Faults, Place, Rule, Source, difference, layer::merge};
 use crate::{
+    access::RuleSpec,
     change::Change,
     error::Error,
     exit::Exit,
@@ -42,6 +43,7 @@ pub fn prepare(
     let before = state.clone();
     let mut faults = merge(state, &config.statements, is_running);
     find_unfit_interfaces(facts, config, &mut faults);
+    find_strange_bridges(state, config, &mut faults);
     let warnings = take_forwards(state, facts, config, directory, &mut faults)?;
     find_empty_pool(state, config, &mut faults)?;
     Faults::check(&config.files, faults).map_err(Error::from)?;
@@ -92,6 +94,20 @@ fn find_unfit_interfaces(facts: &Facts, config: &Config, faults: &mut Vec<Fault>
             _ => continue,
         };
         faults.push(Fault::at(place.clone(), error.to_string()).exit(error.exit()));
+    }
+}
+
+/// A rule of access for a bridge that is not served is refused.
+fn find_strange_bridges(state: &State, config: &Config, faults: &mut Vec<Fault>) {
+    let rules = ["allow", "deny", "allow-from", "deny-from"];
+    for (said, place) in config.statements.iter().filter(|(said, _)| rules.contains(&said.key.as_str())) {
+        let spec: Option<RuleSpec> = said.value.plain().parse().ok();
+        let Some(bridge) = spec.and_then(|spec| spec.bridge) else { continue };
+        if !state.bridges.iter().any(|known| known.name == bridge) {
+            let what = format!("{}: bridge {bridge} is not served", said.key);
+            let hint = format!("add [bridge.{bridge}], or name another");
+            faults.push(Fault::at(place.clone(), what).hint(hint).exit(Exit::NoInterface));
+        }
     }
 }
 

@@ -8,11 +8,12 @@ mod values;
 use ipnet::Ipv4Net;
 
 use self::values::{
-    absolute, dhcp, filtering, hook, interface, moment, network, optional, resolver, services, set_bridges,
-    set_timeout, small, timeout_of, written_moment,
+    absolute, filtering, hook, interface, moment, network, optional, resolver, rules, services, set_bridges,
+    set_externals, set_rules, set_timeout, small, timeout_of, written_moment,
 };
 use super::key::{Access, Key, Scalar, Scope, flag, number, text};
 use crate::{
+    access::{Direction, Verb},
     forwards::{ForwardSpec, read_source},
     services::ServiceList,
     state::{Bridge, HookMode, State},
@@ -78,6 +79,41 @@ pub(crate) const STATE_KEYS: &[Key<State>] = &[
             state.untranslated = networks.iter().map(|text| network(text)).collect::<Result<_, _>>()?;
             Ok(())
         }
+    ),
+    many!(
+        "external",
+        "As which address of an uplink guests are seen, instead of its primary one",
+        "[\"enp3s0=203.0.113.7\"]",
+        |state| state.externals.iter().map(|(uplink, address)| format!("{uplink}={address}")).collect(),
+        set_externals
+    ),
+    many!(
+        "allow",
+        "What guests may reach: [BRIDGE=]NETWORK[:PORT[-PORT]][/PROTOCOL]; the longest prefix that matches wins",
+        "[\"192.168.1.0/24:443/tcp\"]",
+        |state| rules(state, Verb::Allow, Direction::To),
+        |state, list| set_rules(state, Verb::Allow, Direction::To, list)
+    ),
+    many!(
+        "deny",
+        "What guests may not reach",
+        "[\"192.168.0.0/16\"]",
+        |state| rules(state, Verb::Deny, Direction::To),
+        |state, list| set_rules(state, Verb::Deny, Direction::To, list)
+    ),
+    many!(
+        "allow-from",
+        "Who may call guests, through a port forward or an open mapping",
+        "[\"198.51.100.0/24\"]",
+        |state| rules(state, Verb::Allow, Direction::From),
+        |state, list| set_rules(state, Verb::Allow, Direction::From, list)
+    ),
+    many!(
+        "deny-from",
+        "Who may not call guests",
+        "[\"198.51.100.0/28\"]",
+        |state| rules(state, Verb::Deny, Direction::From),
+        |state, list| set_rules(state, Verb::Deny, Direction::From, list)
     ),
     one!(
         "pool",
@@ -222,7 +258,7 @@ pub(crate) const BRIDGE_KEYS: &[Key<Bridge>] = &[
     one!(
         "dhcp",
         "Addresses to give to guests where no other DHCP server is heard, FIRST-LAST[,lease=SPAN]; \"auto\": as libvirt's\nnetwork says, where one has the bridge; \"none\": never",
-        |bridge, _| dhcp(&bridge.dhcp),
+        |bridge, _| Scalar::Text(bridge.dhcp.to_string()),
         |bridge, _, value| {
             bridge.dhcp = text(value)?.parse()?;
             Ok(())

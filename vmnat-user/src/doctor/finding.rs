@@ -184,7 +184,7 @@ pub const IDS: &[(&str, &str)] = &[
     ("uplink-down", "The uplink is down."),
     ("uplink-without-address", "The uplink has no IPv4 address."),
     ("no-default-route", "There is no IPv4 default route."),
-    ("uplink-without-ethernet", "The uplink has no Ethernet header (a tunnel, a VPN)."),
+    ("uplink-without-ethernet", "The uplink carries neither Ethernet nor bare IP packets."),
     ("vpn-owns-default-route", "A tunnel has the default route beside another uplink."),
     ("ip-forward-off", "`net.ipv4.ip_forward` is 0."),
     ("conf-forwarding-off", "Forwarding is on, and off for the bridge or the uplink."),

@@ -78,8 +78,11 @@ fn past_forward(facts: &Facts, subject: &Subject) -> (Passes, String) {
     if !facts.vmnat.can_run() {
         return (Passes::No, "this kernel cannot run it".to_owned());
     }
-    if subject.uplink.as_ref().is_some_and(|uplink| uplink.no_ethernet) {
-        return (Passes::No, "the uplink has no Ethernet, which it cannot serve".to_owned());
+    if subject.uplink.as_ref().is_some_and(|uplink| !uplink.can_be_uplink()) {
+        return (
+            Passes::No,
+            "the uplink carries neither Ethernet nor bare IP, which it cannot serve".to_owned(),
+        );
     }
     (Passes::Yes, "its programs forward guests' packets before netfilter sees them".to_owned())
 }

@@ -1,5 +1,7 @@
 //! Which interfaces are uplinks: those that were named, or that of the default route, followed as it changes.
 
+use std::net::Ipv4Addr;
+
 use vmnat_common::{
     Address, Mac,
     bridge::{BridgePort, BridgePortFlags},
@@ -82,9 +84,28 @@ pub(super) fn guarded<'a>(state: &State, facts: &'a Facts, uplinks: &[&LinkFact]
     facts.exits().filter(is_other).collect()
 }
 
+/// As which address guests are seen that leave by an uplink: the one that was chosen, or its primary one; none where the uplink does
+/// not have it.
+#[must_use]
+pub fn external_address(state: &State, facts: &Facts, link: &LinkFact) -> Option<Address> {
+    match state.externals.get(&link.name) {
+        None => facts.primary_address(link.index),
+        Some(chosen) => {
+            let mut own = facts.addresses_of(link.index).map(|fact| fact.address);
+            own.find(|address| Ipv4Addr::from(*address) == *chosen)
+        }
+    }
+}
+
 /// Adds an uplink: its entries, its hooks, and those of its ports where it is a bridge.
-pub(super) fn plan_uplink(link: &LinkFact, facts: &Facts, circumstances: &Circumstances, plan: &mut Plan) {
-    let address = facts.primary_address(link.index).unwrap_or(Address::UNSPECIFIED);
+pub(super) fn plan_uplink(
+    link: &LinkFact,
+    state: &State,
+    facts: &Facts,
+    circumstances: &Circumstances,
+    plan: &mut Plan,
+) {
+    let address = external_address(state, facts, link).unwrap_or(Address::UNSPECIFIED);
     let name = &link.name;
     let bridge = link.master.and_then(|master| facts.link_at(master)).filter(|master| master.is_bridge);
     match bridge {
@@ -92,6 +113,11 @@ pub(super) fn plan_uplink(link: &LinkFact, facts: &Facts, circumstances: &Circum
             "uplink {name} is a port of bridge {}, which has its packets: name {} as the uplink",
             bridge.name, bridge.name
         )),
+        None if address.is_unspecified() && state.externals.contains_key(name) => {
+            plan.warnings.push(format!(
+                "uplink {name} has lost the address that guests are to be seen as: they cannot use it until it has it again, or `vmnat up --external {name}=primary` chooses another"
+            ));
+        }
         None if address.is_unspecified() => plan
             .warnings
             .push(format!("uplink {name} has no IPv4 address: guests cannot use it until it gets one")),

@@ -1,10 +1,15 @@
 //! Docker: its daemon sets FORWARD to DROP where nothing was forwarded before it started.
 
+use std::time::Duration;
+
 use anyhow::Result;
 
-use crate::hosts::{
-    checks::{PAGE, PUBLISHED},
-    stage::Stage,
+use crate::{
+    hosts::{
+        checks::{PAGE, PUBLISHED},
+        stage::Stage,
+    },
+    lab::wait_until,
 };
 
 /// Where a bundle of Docker's has programs of its own.
@@ -38,6 +43,25 @@ fn start_with(stage: &mut Stage, environment: &[&str]) -> Result<()> {
     stage.lab.set_br_netfilter(true)?;
     let command = ["dockerd", "-H", "unix:///run/docker.sock", "--storage-driver", "vfs"];
     stage.daemon("dockerd", &[environment, &command].concat(), &["docker", "version"])
+}
+
+/// Waits until Docker has put its rules back, which it does when firewalld says that it has reloaded.
+///
+/// # Errors
+///
+/// When it does not.
+pub fn wait_for_rules(stage: &Stage) -> Result<()> {
+    let port = format!("--dport {PUBLISHED} ");
+    let are_back = || {
+        let nat = stage.run(&["iptables", "-t", "nat", "-S"])?;
+        let filter = stage.run(&["iptables", "-S"])?;
+        let forwards = filter.contains("-A FORWARD -i docker0 ! -o docker0 -j ACCEPT");
+        Ok(nat.contains(&port)
+            && nat.contains("-j MASQUERADE")
+            && forwards
+            && filter.contains("-A DOCKER -d "))
+    };
+    wait_until("Docker's rules are back", Duration::from_secs(20), are_back)
 }
 
 /// Runs a container that serves a page on a published port. Its image is made here: no registry is asked.

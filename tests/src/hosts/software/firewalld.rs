@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result};
 
+use super::docker;
 use crate::{hosts::stage::Stage, lab::wait_until};
 
 /// Starts the system bus, which firewalld, libvirt and networkd use.
@@ -52,5 +53,6 @@ fn change(stage: &Stage, change: &[&str]) -> Result<()> {
 pub fn reload(stage: &Stage) -> Result<()> {
     stage.run(&["firewall-cmd", "-q", "--reload"])?;
     let is_up = || Ok(stage.lab.host.output(&["firewall-cmd", "-q", "--state"], "")?.status.success());
-    wait_until("firewalld has reloaded", Duration::from_secs(20), is_up).context("after a reload")
+    wait_until("firewalld has reloaded", Duration::from_secs(20), is_up).context("after a reload")?;
+    if stage.has_container { docker::wait_for_rules(stage) } else { Ok(()) }
 }

@@ -3,7 +3,9 @@
 use std::{fs, time::Duration};
 
 use anyhow::{Result, ensure};
-use vmnat_tests::lab::{EXTERNAL, Lab, SERVER_ECHO, client, guest_address, snapshot::Snapshot, vmnat::Hook, wait_until};
+use vmnat_tests::lab::{
+    EXTERNAL, Lab, SERVER_ECHO, client, guest_address, snapshot::Snapshot, vmnat::Hook, wait_until,
+};
 
 use super::{BRIDGE, MAIN, STATE, base, diff, forwards, http, listed, write};
 
@@ -35,14 +37,20 @@ fn an_instance_comes_from_nothing_and_follows_its_files(hook: Hook) -> Result<()
     let stamp = fs::metadata(STATE)?.modified()?;
     let again = lab.vmnat_ok(&["apply"])?;
     ensure!(again == "instance \"default\" is what /etc/vmnat says: nothing to change\n", "{again}");
-    ensure!(fs::read(STATE)? == state && fs::metadata(STATE)?.modified()? == stamp, "the state was written again");
+    ensure!(
+        fs::read(STATE)? == state && fs::metadata(STATE)?.modified()? == stamp,
+        "the state was written again"
+    );
     write(MAIN, &format!("{}guest-flows = 4096\n{}{BRIDGE}", base(hook), forwards(8081..8083)))?;
     let expected =
         format!("~ guest-flows: 16384 -> 4096\n- forward {}\n+ forward {}\n", http(8080), http(8082));
     ensure!(diff(&lab, 1)? == expected, "{}", diff(&lab, 1)?);
     ensure!(lab.vmnat_ok(&["apply"])?.starts_with(&expected), "apply tells other lines than diff");
     client::get(&lab.world, &format!("{EXTERNAL}:8082"), "/")?;
-    client::must_fail("what the file says no more", client::get(&lab.world, &format!("{EXTERNAL}:8080"), "/"))?;
+    client::must_fail(
+        "what the file says no more",
+        client::get(&lab.world, &format!("{EXTERNAL}:8080"), "/"),
+    )?;
     lab.vmnat_ok(&["down"])?;
     Snapshot::take(&lab.host)?.assert_same_as(&before)?;
     lab.vmnat_ok(&["apply"])?;
@@ -64,7 +72,10 @@ fn up_without_options_does_what_files_say(hook: Hook) -> Result<()> {
     lab.vmnat_ok(&["up"])?;
     client::get(&lab.world, &format!("{EXTERNAL}:8080"), "/")?;
     ensure!(lab.listing(&["network", "list"])?.at(0)["filtering"] == "endpoint-independent", "filtering");
-    ensure!(lab.listing(&["dnat", "list"])?.at(0)["file"] == "/etc/vmnat/conf.d/20-web.toml", "the file's name");
+    ensure!(
+        lab.listing(&["dnat", "list"])?.at(0)["file"] == "/etc/vmnat/conf.d/20-web.toml",
+        "the file's name"
+    );
     fs::remove_file("/etc/vmnat/conf.d/20-web.toml")?;
     ensure!(lab.vmnat_ok(&["up"])?.contains(&format!("- forward {}", http(8080))), "up while it runs");
     ensure!(lab.vmnat_ok(&["up"])?.contains("nothing to change"), "up twice");
@@ -110,19 +121,23 @@ fn the_command_line_and_files_live_side_by_side(hook: Hook) -> Result<()> {
     ensure!(listed(&lab)? == both, "{:?}", listed(&lab)?);
     let table = lab.vmnat_ok(&["dnat", "list"])?;
     ensure!(table.contains("ORIGIN") && table.contains("command line") && table.contains(MAIN), "{table}");
-    for (command, what) in [
-        (&["dnat", "rm", "2"][..], "port forward 2"),
-        (&["up", "--guest-flows", "9"], "guest-flows"),
-    ] {
+    for (command, what) in
+        [(&["dnat", "rm", "2"][..], "port forward 2"), (&["up", "--guest-flows", "9"], "guest-flows")]
+    {
         lab.refused_with(10, command)?;
         let error = lab.vmnat_refused(command)?;
         ensure!(error.contains(what) && error.contains("/etc/vmnat"), "{error}");
     }
-    ensure!(lab.listing(&["status"])?.at(0)["guest_quotas"]["flows"] == 4096, "a refused option has come true");
+    ensure!(
+        lab.listing(&["status"])?.at(0)["guest_quotas"]["flows"] == 4096,
+        "a refused option has come true"
+    );
     lab.refused_with(10, &["dnat", "add", &format!("8081:{}:80", guest_address(2))])?;
     write(MAIN, &format!("pool = \"2000-3000\"\nforward = [\"8080:{}:80\"]\n", guest_address(2)))?;
     let error = lab.vmnat_refused(&["apply"])?;
-    for words in ["/etc/vmnat/vmnat.toml:2:12", "port 8080/tcp is already taken by port forward 1", "dnat rm 1"] {
+    for words in
+        ["/etc/vmnat/vmnat.toml:2:12", "port 8080/tcp is already taken by port forward 1", "dnat rm 1"]
+    {
         ensure!(error.contains(words), "no {words:?} in {error}");
     }
     ensure!(listed(&lab)? == both, "a clash has changed something");

@@ -121,7 +121,10 @@ fn an_apply_that_is_killed_at_any_step_leaves_old_or_new(hook: Hook) -> Result<(
         write(MAIN, &old)?;
         lab.vmnat_ok(&["apply"])?;
         lab.kill_agent()?;
-        ensure!((set(listed(&lab)?), false) == was && diff(&lab, 0)?.is_empty(), "step {steps} is not mended");
+        ensure!(
+            (set(listed(&lab)?), false) == was && diff(&lab, 0)?.is_empty(),
+            "step {steps} is not mended"
+        );
         no_temporary_file()?;
         client::get(&lab.world, &format!("{EXTERNAL}:8080"), "/")?;
         client::must_fail("a new one", client::get(&lab.world, &format!("{EXTERNAL}:8089"), "/"))?;

@@ -15,7 +15,10 @@ fn a_broken_file_leaves_everything_as_it_is(hook: Hook) -> Result<()> {
     let mut lab = Lab::new()?;
     write(MAIN, &format!("{}{}{BRIDGE}", base(hook), forwards(8080..8081)))?;
     lab.vmnat_ok(&["apply"])?;
-    write(MAIN, &format!("{}guest-flow = 5\n{}[bridge.virbr0]\nfiltering = 5\n", base(hook), forwards(8081..8082)))?;
+    write(
+        MAIN,
+        &format!("{}guest-flow = 5\n{}[bridge.virbr0]\nfiltering = 5\n", base(hook), forwards(8081..8082)),
+    )?;
     write("/etc/vmnat/conf.d/a.toml", "uplink = \"enp3s0\"\n")?;
     for command in [&["apply"][..], &["apply", "--dry-run"], &["up"], &["diff"], &["config", "check"]] {
         lab.refused_with(2, command)?;
@@ -45,12 +48,22 @@ fn one_bad_rule_among_a_thousand_applies_none(hook: Hook) -> Result<()> {
     let mut lab = Lab::new()?;
     write(MAIN, &format!("{}{}{BRIDGE}", base(hook), forwards(8080..8081)))?;
     lab.vmnat_ok(&["apply"])?;
-    let bad = format!("[[forward]]\nspec = \"7000:{0}:80\"\n[[forward]]\nspec = \"7999:10.99.0.1:80\"\n", guest_address(1));
-    let good: Vec<String> = (9_000..9_999).map(|port| format!("[[forward]]\nspec = \"{}\"\n", http(port))).collect();
+    let bad = format!(
+        "[[forward]]\nspec = \"7000:{0}:80\"\n[[forward]]\nspec = \"7999:10.99.0.1:80\"\n",
+        guest_address(1)
+    );
+    let good: Vec<String> =
+        (9_000..9_999).map(|port| format!("[[forward]]\nspec = \"{}\"\n", http(port))).collect();
     write(MAIN, &format!("{}guest-flows = 9\n{BRIDGE}{}{bad}", base(hook), good.concat()))?;
     lab.refused_with(10, &["apply"])?;
     let error = lab.vmnat_refused(&["apply"])?;
-    for words in ["2 faults", "vmnat.toml:2004:8", "port 7000/tcp is already taken by", "vmnat.toml:2006:8", "10.99.0.1"] {
+    for words in [
+        "2 faults",
+        "vmnat.toml:2004:8",
+        "port 7000/tcp is already taken by",
+        "vmnat.toml:2006:8",
+        "10.99.0.1",
+    ] {
         ensure!(error.contains(words), "no {words:?} in {error}");
     }
     ensure!(listed(&lab)? == [(http(8080), "file".to_owned())], "some were applied");

@@ -51,7 +51,8 @@ fn a_broken_file_at_a_signal_is_told_and_changes_nothing(hook: Hook) -> Result<(
     let mut lab = Lab::new()?;
     write(MAIN, &format!("{}{}{BRIDGE}", base(hook), forwards(8080..8081)))?;
     lab.vmnat_ok(&["apply"])?;
-    let warnings = |lab: &Lab| Ok::<_, anyhow::Error>(lab.listing(&["status"])?.at(0)["warnings"].to_string());
+    let warnings =
+        |lab: &Lab| Ok::<_, anyhow::Error>(lab.listing(&["status"])?.at(0)["warnings"].to_string());
     write(MAIN, "guest-flow = 5\n")?;
     for _ in 0..3 {
         hang_up(&lab)?;

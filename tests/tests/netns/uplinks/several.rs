@@ -17,6 +17,7 @@ use vmnat_tests::lab::{
     wait_until,
     watch::LeakWatch,
 };
+use vmnat_user::{paths::Instance, tables::Tables};
 
 on_both_hooks!(
     policy_rules_choose_the_uplink_by_source_and_by_destination,
@@ -25,6 +26,7 @@ on_both_hooks!(
     a_route_of_several_ways_keeps_each_flow_on_its_own,
     a_port_forward_is_answered_by_the_uplink_that_it_was_called_by,
     a_forward_is_not_answered_where_the_route_is_forbidden,
+    guests_are_seen_as_the_address_that_was_chosen,
 );
 
 /// The host's address on the second uplink.
@@ -71,6 +73,16 @@ impl Two {
         Ok(())
     }
 
+    /// Changes the host's routes, and waits until flows have been told to look at theirs again.
+    fn reroute(&self, batch: &str) -> Result<()> {
+        let generation = || -> Result<u32> { Ok(Tables::open(&Instance::default())?.settings()?.generation) };
+        // So that nothing but this is a reason: what the agent has heard of neighbours before, it has acted on.
+        thread::sleep(Duration::from_millis(2500));
+        let before = generation()?;
+        self.lab.host.ip(batch)?;
+        wait_until("flows look at their way again", PATIENCE, || Ok(generation()? != before))
+    }
+
     /// On either wire no address but its own was a source.
     fn assert_invariants(&mut self) -> Result<()> {
         self.second.assert_none().context("on the second uplink")?;
@@ -79,7 +91,8 @@ impl Two {
 }
 
 /// 1. guest 2's network by the second uplink, guest 1's by the first; 2. one destination by the second for all; 3. a rule goes, and
-///    the next flow is where it leads at once; the conversation of before ends, since its address is no longer the way.
+///    the next flow is where it leads at once; the conversation of before ends, since its address is no longer the way; 4. one
+///    protocol's port by the second.
 fn policy_rules_choose_the_uplink_by_source_and_by_destination(hook: Hook) -> Result<()> {
     let mut two = Two::new(hook, Setup::default())?;
     let guest = guest_address(2);
@@ -96,16 +109,19 @@ fn policy_rules_choose_the_uplink_by_source_and_by_destination(hook: Hook) -> Re
     })?;
     two.expect(1, SERVER, EXTERNAL)?;
     conversation.exchange(100_000).context("a conversation that no rule has moved")?;
-    // So that nothing but the rule is a reason to look at the way again: what the agent has heard of neighbours, it has acted on.
-    thread::sleep(Duration::from_millis(2500));
-    conversation.exchange(1000)?;
-    two.lab.host.ip(&format!("rule delete from {guest} table 100\n"))?;
+    two.reroute(&format!("rule delete from {guest} table 100\n"))?;
     wait_until("guest 2 goes by the first uplink", Duration::from_secs(2), || {
         Ok(two.seen(2, SERVER)? == EXTERNAL)
     })?;
-    thread::sleep(MOMENT);
     client::must_fail("a conversation whose way has gone", conversation.exchange(1000))?;
     other.exchange(100_000).context("a conversation beside it")?;
+    two.lab.host.ip("rule add ipproto udp dport 7000 table 100\n")?;
+    let (tcp, udp) =
+        (client::converse(two.lab.guest(1)?, SERVER_ECHO)?, client::ask(two.lab.guest(1)?, SERVER_ECHO)?);
+    ensure!(
+        tcp.ip().to_string() == EXTERNAL && udp.ip().to_string() == SECOND,
+        "seen as {tcp} over TCP and as {udp} over UDP"
+    );
     two.assert_invariants()
 }
 
@@ -146,10 +162,8 @@ fn a_route_that_goes_with_its_link_moves_its_flows(hook: Hook) -> Result<()> {
     two.lab.host.ip(&format!("route add {STRANGER}/32 via {SECOND_ROUTER} dev enp4s0\n"))?;
     two.expect(1, STRANGER, SECOND)?;
     let mut conversation = Conversation::open(two.lab.guest(1)?, &format!("{STRANGER}:7000"))?;
-    thread::sleep(Duration::from_millis(2500));
     conversation.exchange(1000)?;
-    two.lab.host.ip("link set enp4s0 down\n")?;
-    thread::sleep(MOMENT);
+    two.reroute("link set enp4s0 down\n")?;
     let since = Instant::now();
     client::must_fail("a conversation of the uplink that went down", conversation.exchange(1000))?;
     ensure!(since.elapsed() < Duration::from_secs(1), "it ended in silence, after {:?}", since.elapsed());
@@ -174,7 +188,10 @@ fn a_route_of_several_ways_keeps_each_flow_on_its_own(hook: Hook) -> Result<()> 
         seen.iter().filter(|seen| seen.ip().to_string() == address).count()
     };
     let (first, second) = (by(EXTERNAL), by(SECOND));
-    ensure!(first + second == 24 && first > 2 && second > 2, "{first} by the first, {second} by the second");
+    ensure!(
+        [first, second].iter().sum::<usize>() == 24 && first > 2 && second > 2,
+        "{first} by the first, {second} by the second"
+    );
     for conversation in &mut conversations {
         conversation.exchange(10_000)?;
     }
@@ -186,7 +203,7 @@ fn a_route_of_several_ways_keeps_each_flow_on_its_own(hook: Hook) -> Result<()> 
     two.assert_invariants()
 }
 
-/// With a strict rp_filter on the host, and the default route by the first uplink: 1. the world calls a forward by either address,
+/// With a strict `rp_filter` on the host, and the default route by the first uplink: 1. the world calls a forward by either address,
 ///    over TCP and UDP, and each answer leaves by the uplink that the call came in by; 2. so it stays, also when the way is looked up
 ///    again; 3. not a packet is dropped for its route.
 fn a_port_forward_is_answered_by_the_uplink_that_it_was_called_by(hook: Hook) -> Result<()> {
@@ -240,4 +257,57 @@ fn a_forward_is_not_answered_where_the_route_is_forbidden(hook: Hook) -> Result<
     two.lab.host.ip(&format!("rule delete from {guest} unreachable\n"))?;
     wait_until("it is answered again", PATIENCE, is_answered)?;
     two.assert_invariants()
+}
+
+/// 1. an address that no uplink has is refused, and which there are is said; 2. guests are seen as the chosen one over TCP, UDP and in
+///    fragments, and the host as its primary; 3. a forward is answered at both; 4. the address goes, and nothing leaves as another; 5. it
+///    comes back; 6. the choice is undone.
+fn guests_are_seen_as_the_address_that_was_chosen(hook: Hook) -> Result<()> {
+    const CHOSEN: &str = "203.0.113.7";
+    let mut lab = Lab::with(Setup { ip_forward: true, ..Setup::default() })?;
+    lab.host.ip(&format!("address add {CHOSEN}/24 dev enp3s0\n"))?;
+    let up = ["up", "--bridge", "virbr0", "--uplink", "enp3s0", "--hook", hook.name()];
+    let refused = [&up[..], &["--external", "203.0.113.8"]].concat();
+    lab.refused_with(5, &refused)?;
+    let error = lab.vmnat_refused(&refused)?;
+    ensure!(error.contains(&format!("enp3s0 has {EXTERNAL}, {CHOSEN}")), "it does not say which: {error}");
+    let choice = format!("enp3s0={CHOSEN}");
+    lab.vmnat_ok(&[&up[..], &["--external", &choice]].concat())?;
+    let own = LeakWatch::new(&lab.router, "wan0", octets(CHOSEN)?)?;
+    let guest = lab.guest(1)?;
+    let asker = Asker::new(guest, 0)?;
+    let seen =
+        [client::converse(guest, SERVER_ECHO)?, asker.ask_within(SERVER_ECHO, 4000, client::PATIENCE)?];
+    ensure!(seen.iter().all(|seen| seen.ip().to_string() == CHOSEN), "seen as {seen:?}");
+    own.assert_none().context("as another address")?;
+    let host = client::ask(&lab.host, SERVER_ECHO)?;
+    ensure!(host.ip().to_string() == EXTERNAL, "the host is seen as {host}");
+    let uplinks = lab.rows(&["uplink", "list"])?;
+    ensure!(uplinks.iter().any(|row| row["address"] == CHOSEN), "uplinks {uplinks:?}");
+    lab.vmnat_ok(&["dnat", "add", &format!("9000:{}:7000/tcp", guest_address(1))])?;
+    let mut conversations = Vec::new();
+    for external in [EXTERNAL, CHOSEN] {
+        conversations.push(Conversation::open(&lab.world, &format!("{external}:9000")).context(external)?);
+    }
+    thread::sleep(Duration::from_secs(5));
+    for conversation in &mut conversations {
+        conversation.exchange(10_000).context("after another look at the way")?;
+    }
+    drop(conversations);
+    lab.host.ip(&format!("address delete {CHOSEN}/24 dev enp3s0\n"))?;
+    thread::sleep(MOMENT);
+    client::must_fail("a ping as another address", client::ping_as(lab.guest(2)?, 7, SERVER, MOMENT))?;
+    let status = lab.vmnat_ok(&["status"])?;
+    ensure!(status.contains("has lost the address"), "status says nothing of it: {status}");
+    lab.host.ip(&format!("address add {CHOSEN}/24 dev enp3s0\n"))?;
+    let is_seen = |address: &str| -> Result<bool> {
+        let seen = Asker::new(lab.guest(2)?, 0)?.ask_within(SERVER_ECHO, 20, MOMENT);
+        Ok(seen.is_ok_and(|seen| seen.ip().to_string() == address))
+    };
+    wait_until("guest 2 is seen as the chosen address again", PATIENCE, || is_seen(CHOSEN))?;
+    lab.vmnat_ok(&["up", "--external", "primary"])?;
+    ensure!(is_seen(EXTERNAL)?, "the choice stands");
+    // What has left as the chosen address was meant to.
+    lab.leaks.forget()?;
+    lab.assert_sound_but_for_invalid_packets()
 }

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use anyhow::Result;
 
-use super::{Args, limits, services};
+use super::{Args, external, limits, services};
 use crate::{
     cli::uplink,
     error::Error,
@@ -33,10 +33,12 @@ pub(super) fn merge(state: &mut State, known: Option<&State>, args: &Args, facts
         }
     }
     state.uplinks.dedup();
+    external::merge(state, args, facts)?;
     merge_networks(state, args)?;
     limits::merge(state, &args.limits, &args.bridges)?;
     services::merge(state, &args.services, &args.bridges);
     merge_untranslated(state, args);
+    args.access.merge(state)?;
     for file in &args.lease_files {
         // The agent has another working directory.
         let file = std::path::absolute(file)?;

@@ -1,13 +1,17 @@
 //! The values of options: how they are read, and in which form they are written.
 
-use std::{net::SocketAddrV4, path::PathBuf};
+use std::{
+    collections::BTreeMap,
+    net::{Ipv4Addr, SocketAddrV4},
+    path::PathBuf,
+};
 
 use ipnet::Ipv4Net;
 use jiff::Timestamp;
 
 use super::Scalar;
 use crate::{
-    dhcp::{DhcpWish, LEASE},
+    access::{Direction, Rule, RuleSpec, Verb},
     duration::duration,
     reconcile::settings,
     services::{Forwarder, ServicePort, dns},
@@ -99,14 +103,42 @@ pub(super) fn services(services: &[ServicePort]) -> Scalar {
     Scalar::Text(words.join(","))
 }
 
-/// The wish for addresses as it is written.
-pub(super) fn dhcp(wish: &DhcpWish) -> Scalar {
-    Scalar::Text(match wish {
-        DhcpWish::Auto => "auto".to_owned(),
-        DhcpWish::None => "none".to_owned(),
-        DhcpWish::Range(range) if range.lease == LEASE => range.to_string(),
-        DhcpWish::Range(range) => format!("{range},lease={}", range.lease),
-    })
+/// The rules of one of the lists of access, as they are written.
+pub(super) fn rules(state: &State, verb: Verb, direction: Direction) -> Vec<String> {
+    let meant = state.access.iter().filter(|rule| rule.verb == verb && rule.direction == direction);
+    meant.map(|rule| rule.spec.to_string()).collect()
+}
+
+pub(super) fn set_rules(
+    state: &mut State,
+    verb: Verb,
+    direction: Direction,
+    rules: &[String],
+) -> Result<(), String> {
+    let rule = |text: &String| Ok(Rule { verb, direction, spec: text.parse::<RuleSpec>()? });
+    let wanted: Vec<Rule> = rules.iter().map(rule).collect::<Result<_, String>>()?;
+    let is_other = |rule: &Rule| rule.verb != verb || rule.direction != direction;
+    state.access.retain(|rule| is_other(rule) || wanted.contains(rule));
+    for rule in wanted {
+        if !state.access.contains(&rule) {
+            state.access.push(rule);
+        }
+    }
+    Ok(())
+}
+
+pub(super) fn set_externals(state: &mut State, externals: &[String]) -> Result<(), String> {
+    let mut wanted = BTreeMap::new();
+    for text in externals {
+        let wrong = || format!("{text:?} is no uplink with its address, such as enp3s0=203.0.113.7");
+        let (uplink, address) = text.split_once('=').ok_or_else(wrong)?;
+        let address: Ipv4Addr = address.parse().map_err(|_| wrong())?;
+        if let Some(other) = wanted.insert(interface(uplink)?, address).filter(|other| *other != address) {
+            return Err(format!("guests are seen as {other} at {uplink}, and {address} is asked for too"));
+        }
+    }
+    state.externals = wanted;
+    Ok(())
 }
 
 pub(super) fn resolver(text: &str) -> Result<SocketAddrV4, String> {

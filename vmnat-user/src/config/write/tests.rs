@@ -35,15 +35,22 @@ fn set<T: std::fmt::Debug + Ord>(element: impl Strategy<Value = T>) -> impl Stra
 
 fn bridge() -> impl Strategy<Value = Bridge> {
     let services = proptest::option::of("[1-9][0-9]{0,3}(/udp|/tcp)?(,[1-9][0-9]{0,2}/tcp)?|none|dns");
-    let resolvers = set((1_u8..200, 1_u16..).prop_map(|(last, port)| SocketAddrV4::new([9, 9, 9, last].into(), port)));
-    (name(), set(network()), any::<bool>(), services, resolvers).prop_map(|(name, networks, open, list, dns)| {
-        let filtering = if open { Filtering::EndpointIndependent } else { Filtering::default() };
-        let mut bridge = Bridge { networks, filtering, dns, ..Bridge::new(name) };
-        if let Some(ServiceList(list)) = list.map(|list| list.parse().unwrap()) {
-            bridge.services = if list.len() == 2 && list.iter().all(|service| service.port == 53) { dns53() } else { list };
-        }
-        bridge
-    })
+    let resolvers =
+        set((1_u8..200, 1_u16..).prop_map(|(last, port)| SocketAddrV4::new([9, 9, 9, last].into(), port)));
+    (name(), set(network()), any::<bool>(), services, resolvers).prop_map(
+        |(name, networks, open, list, dns)| {
+            let filtering = if open { Filtering::EndpointIndependent } else { Filtering::default() };
+            let mut bridge = Bridge { networks, filtering, dns, ..Bridge::new(name) };
+            if let Some(ServiceList(list)) = list.map(|list| list.parse().unwrap()) {
+                bridge.services = if list.len() == 2 && list.iter().all(|service| service.port == 53) {
+                    dns53()
+                } else {
+                    list
+                };
+            }
+            bridge
+        },
+    )
 }
 
 prop_compose! {

@@ -61,10 +61,13 @@ pub(super) fn judge(facts: &Facts, subject: &Subject, findings: &mut Vec<Finding
         );
         return;
     }
-    if uplink.no_ethernet {
+    if !uplink.can_be_uplink() {
         findings.push(
-            Finding::note("uplink-without-ethernet", format!("The default route leaves by {name}, which has no Ethernet (a tunnel or VPN).").replace("  ", " "))
-                .past(Passes::No, "it serves uplinks with Ethernet; name another with `--uplink`, if guests may leave beside the tunnel"),
+            Finding::note(
+                "uplink-without-ethernet",
+                format!("The default route leaves by {name}, which carries neither Ethernet nor bare IP."),
+            )
+            .past(Passes::No, "it cannot serve such a link; name another with `--uplink`"),
         );
         return;
     }
@@ -83,7 +86,7 @@ pub(super) fn judge(facts: &Facts, subject: &Subject, findings: &mut Vec<Finding
         findings.push(
             Finding::note("vpn-owns-default-route", format!("The tunnel {} takes the traffic of the whole host (a full-tunnel VPN), beside the uplink {name}.", tunnel.name))
                 .shown_by(facts.net.routes.iter().filter(|route| route.oif == Some(tunnel.index) && route.destination.prefix_len() <= 1).map(|route| format!("route {} dev {}", route.destination, tunnel.name)))
-                .past(Passes::No, "it forwards by the host's routes, and a tunnel without Ethernet it cannot serve"),
+                .past(Passes::Yes, "without `--uplink` it follows the tunnel and translates what leaves by it"),
         );
         return;
     }
