@@ -273,7 +273,7 @@ impl Error {
             Self::NoBpfFs { .. } | Self::HiddenPins { .. } => Exit::NoBpfFs,
             Self::Overlap { .. } => Exit::Overlap,
             Self::NotRunning { .. } => Exit::NotRunning,
-            Self::Locked { .. } | Self::Taken { .. } => Exit::Conflict,
+            Self::Locked { .. } | Self::Taken { .. } | Self::Foreign { .. } => Exit::Conflict,
             Self::NotAGuest { .. }
             | Self::NoLease { .. }
             | Self::NoForward { .. }
@@ -286,7 +286,6 @@ impl Error {
             Self::Degraded { .. } => Exit::Degraded,
             Self::Offline => Exit::Offline,
             Self::BadConfig(faults) => faults.exit(),
-            Self::Foreign { .. } => Exit::Conflict,
             Self::NoConfig { .. } | Self::Trouble { .. } | Self::Usage(_) => Exit::Usage,
         }
     }

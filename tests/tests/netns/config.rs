@@ -7,7 +7,7 @@ mod reload;
 
 use std::{fs, path::Path};
 
-use anyhow::{Result, ensure};
+use anyhow::{Context as _, Result, ensure};
 use vmnat_tests::lab::{Lab, guest_address};
 
 /// The operator's main file.
@@ -61,4 +61,11 @@ fn listed(lab: &Lab) -> Result<Vec<(String, String)>> {
     let word = |row: &serde_json::Value, field: &str| row[field].as_str().unwrap_or_default().to_owned();
     let rows = lab.rows(&["dnat", "list"])?;
     Ok(rows.iter().map(|row| (word(row, "forward"), word(row, "origin"))).collect())
+}
+
+/// The quota of flows that each guest has.
+fn guest_flows(lab: &Lab) -> Result<u64> {
+    let status = lab.listing(&["status"])?;
+    let flows = status.at(0).pointer("/guest_quotas/flows").and_then(serde_json::Value::as_u64);
+    flows.context("status tells no quota")
 }

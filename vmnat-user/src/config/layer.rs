@@ -52,6 +52,9 @@ pub(super) fn merge(state: &mut State, wanted: &[(Statement, Place)], is_running
 }
 
 /// The state that files alone make; their port forwards are numbered from 1, and not judged.
+///
+/// # Panics
+/// When files contradict a state that says nothing.
 #[cfg(any(test, fuzzing))]
 #[must_use]
 pub fn made_of(config: &super::Config) -> State {

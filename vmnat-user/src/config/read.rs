@@ -1,6 +1,6 @@
 //! Reads the text of files: every fault of all of them, each with its place.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, hash_map::Entry};
 
 use strsim::damerau_levenshtein;
 use toml::{
@@ -71,11 +71,11 @@ struct Reader {
     faults: Vec<Fault>,
 }
 
-type Entry<'a, 'i> = (&'a Spanned<DeString<'i>>, &'a Spanned<DeValue<'i>>);
+type Pair<'a, 'i> = (&'a Spanned<DeString<'i>>, &'a Spanned<DeValue<'i>>);
 
 /// The entries of a table in the order of the file.
-fn entries<'a, 'i>(table: &'a DeTable<'i>) -> Vec<Entry<'a, 'i>> {
-    let mut entries: Vec<Entry<'a, 'i>> = table.iter().collect();
+fn entries<'a, 'i>(table: &'a DeTable<'i>) -> Vec<Pair<'a, 'i>> {
+    let mut entries: Vec<Pair<'a, 'i>> = table.iter().collect();
     entries.sort_by_key(|(key, _)| key.span().start);
     entries
 }
@@ -208,8 +208,8 @@ impl Reader {
                 // Two files may each say something about one bridge.
                 let statement = Statement { bridge: None, key: BRIDGE.to_owned(), value };
                 let slot = (None, BRIDGE.to_owned(), Some(statement.value.clone()));
-                if !self.said.contains_key(&slot) {
-                    self.said.insert(slot, place.clone());
+                if let Entry::Vacant(vacant) = self.said.entry(slot) {
+                    vacant.insert(place.clone());
                     self.statements.push((statement, place));
                 }
             }
@@ -230,10 +230,10 @@ impl Reader {
         };
         for rule in rules as &DeArray<'_> {
             let before = self.faults.len();
-            if let Some((rule, place)) = self.rule(rule) {
-                if self.faults.len() == before {
-                    self.rules.push((rule, place));
-                }
+            if let Some((rule, place)) = self.rule(rule)
+                && self.faults.len() == before
+            {
+                self.rules.push((rule, place));
             }
         }
     }

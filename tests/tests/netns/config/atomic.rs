@@ -8,7 +8,7 @@ use anyhow::{Context as _, Result, ensure};
 use vmnat_tests::lab::{EXTERNAL, Lab, SERVER_ECHO, client, vmnat::Hook};
 
 use self::trace::killed_at;
-use super::{BRIDGE, MAIN, STATE, base, diff, forwards, http, listed, write};
+use super::{BRIDGE, MAIN, STATE, base, diff, forwards, guest_flows, http, listed, write};
 
 on_both_hooks!(
     a_full_disk_at_an_apply_changes_nothing,
@@ -82,7 +82,7 @@ fn a_full_disk_at_an_apply_changes_nothing(hook: Hook) -> Result<()> {
 /// What is asked for, by the state's files alone.
 fn asked_for(lab: &Lab) -> Result<(Vec<(String, String)>, bool)> {
     let state: serde_json::Value = serde_json::from_slice(&fs::read(STATE)?).context("half a state file")?;
-    Ok((listed(lab)?, state["quotas"]["flows"] == 4096))
+    Ok((listed(lab)?, state.pointer("/quotas/flows").is_some_and(|flows| flows == 4096)))
 }
 
 /// Killed at each write, sync and rename: the files say the old or the new as a whole, the command line's forward is never
@@ -105,16 +105,20 @@ fn an_apply_that_is_killed_at_any_step_leaves_old_or_new(hook: Hook) -> Result<(
         set(all)
     };
     let (was, is) = ((of_files(8080..8083), false), (of_files(8082..8090), true));
-    let (mut steps, mut seen) = (0, [0, 0]);
+    let (mut steps, mut seen) = (0_usize, (0, 0));
     while steps < MOST_STEPS {
-        steps += 1;
+        steps = steps.saturating_add(1);
         write(MAIN, &new)?;
         let was_killed = killed_at(&lab, &["apply"], steps)?;
         let (list, quotas) = asked_for(&lab)?;
         let found = (set(list), quotas);
         ensure!(found == was || found == is, "killed at step {steps}: {found:?}");
         ensure!(was_killed || found == is, "it ended by itself, and {found:?}");
-        seen[usize::from(found == is)] += 1;
+        if found == is {
+            seen.1 += 1
+        } else {
+            seen.0 += 1
+        }
         client::get(&lab.world, &format!("{EXTERNAL}:8082"), "/").with_context(|| format!("step {steps}"))?;
         client::get(&lab.world, &format!("{EXTERNAL}:9090"), "/").with_context(|| format!("step {steps}"))?;
         // The next command: the old files again.
@@ -132,8 +136,13 @@ fn an_apply_that_is_killed_at_any_step_leaves_old_or_new(hook: Hook) -> Result<(
             break;
         }
     }
-    println!("killed at each of {} steps: old state {}, new state {} times", steps - 1, seen[0], seen[1]);
-    ensure!(steps > 6 && steps < MOST_STEPS && seen[0] > 3 && seen[1] > 1, "{steps} steps, {seen:?}");
+    println!(
+        "killed at each of {} steps: old state {}, new state {} times",
+        steps.saturating_sub(1),
+        seen.0,
+        seen.1
+    );
+    ensure!(steps > 6 && steps < MOST_STEPS && seen.0 > 3 && seen.1 > 1, "{steps} steps, {seen:?}");
     lab.assert_invariants()
 }
 
@@ -142,14 +151,18 @@ fn an_add_that_is_killed_at_any_step_leaves_old_or_new(hook: Hook) -> Result<()>
     lab.up(hook)?;
     lab.vmnat_ok(&["dnat", "add", &http(9090)])?;
     lab.kill_agent()?;
-    let (mut steps, mut seen) = (0, [0, 0]);
+    let (mut steps, mut seen) = (0_usize, (0, 0));
     while steps < MOST_STEPS {
-        steps += 1;
+        steps = steps.saturating_add(1);
         let was_killed = killed_at(&lab, &["dnat", "add", &http(8080)], steps)?;
         let list = listed(&lab)?;
         ensure!(list.first().is_some_and(|(spec, _)| *spec == http(9090)), "step {steps}: {list:?}");
         ensure!(list.len() <= 2 && (was_killed || list.len() == 2), "step {steps}: {list:?}");
-        seen[list.len() - 1] += 1;
+        if list.len() == 2 {
+            seen.1 += 1
+        } else {
+            seen.0 += 1
+        }
         lab.vmnat_ok(&["network", "add", "virbr0"])?;
         let works = client::get(&lab.world, &format!("{EXTERNAL}:8080"), "/");
         ensure!(works.is_ok() == (list.len() == 2), "step {steps}: the next command has not made it true");
@@ -161,8 +174,13 @@ fn an_add_that_is_killed_at_any_step_leaves_old_or_new(hook: Hook) -> Result<()>
             break;
         }
     }
-    println!("killed at each of {} steps: old state {}, new state {} times", steps - 1, seen[0], seen[1]);
-    ensure!(steps > 6 && steps < MOST_STEPS && seen[0] > 3 && seen[1] > 1, "{steps} steps, {seen:?}");
+    println!(
+        "killed at each of {} steps: old state {}, new state {} times",
+        steps.saturating_sub(1),
+        seen.0,
+        seen.1
+    );
+    ensure!(steps > 6 && steps < MOST_STEPS && seen.0 > 3 && seen.1 > 1, "{steps} steps, {seen:?}");
     lab.assert_invariants()
 }
 
@@ -184,7 +202,7 @@ fn the_second_of_two_writers_waits(hook: Hook) -> Result<()> {
             Ok(())
         })?;
         let count = listed(&lab)?.len();
-        let quota = lab.listing(&["status"])?.at(0)["guest_quotas"]["flows"] == 4096;
+        let quota = guest_flows(&lab)? == 4096;
         ensure!((count == 300 && !quota) || (count == 200 && quota), "a mixture of both: {count}, {quota}");
     }
     client::converse(lab.guest(1)?, SERVER_ECHO)?;

@@ -6,7 +6,7 @@ use anyhow::{Result, ensure};
 use nix::sys::signal::{Signal, kill};
 use vmnat_tests::lab::{EXTERNAL, Lab, client, vmnat::Hook, wait_until};
 
-use super::{BRIDGE, MAIN, base, forwards, http, listed, write};
+use super::{BRIDGE, MAIN, base, forwards, guest_flows, http, listed, write};
 
 on_both_hooks!(
     the_agent_takes_files_over_at_a_signal,
@@ -38,7 +38,7 @@ fn the_agent_takes_files_over_at_a_signal(hook: Hook) -> Result<()> {
     hang_up(&lab)?;
     wait_for_forwards(&lab, 3)?;
     client::get(&lab.world, &format!("{EXTERNAL}:8082"), "/")?;
-    ensure!(lab.listing(&["status"])?.at(0)["guest_quotas"]["flows"] == 4096, "quotas");
+    ensure!(guest_flows(&lab)? == 4096, "quotas");
     write(MAIN, "")?;
     hang_up(&lab)?;
     wait_for_forwards(&lab, 1)?;

@@ -51,7 +51,7 @@ fn trace(mut command: Command, number: usize) -> Result<bool> {
 fn follow(pid: Pid, number: usize) -> Result<bool> {
     waitpid(pid, None).context("wait for its first stop")?;
     ptrace::setoptions(pid, Options::PTRACE_O_TRACESYSGOOD | Options::PTRACE_O_EXITKILL)?;
-    let (mut seen, mut signal) = (0, None);
+    let (mut seen, mut signal) = (0_usize, None);
     loop {
         ptrace::syscall(pid, signal.take())?;
         match waitpid(pid, None)? {
@@ -59,7 +59,7 @@ fn follow(pid: Pid, number: usize) -> Result<bool> {
             WaitStatus::Exited(_, code) => bail!("it ended with {code} before step {number}"),
             WaitStatus::Signaled(_, signal, _) => bail!("it was ended by {signal}"),
             WaitStatus::PtraceSyscall(_) if is_step(pid)? => {
-                seen += 1;
+                seen = seen.saturating_add(1);
                 if seen == number {
                     nix::sys::signal::kill(pid, Signal::SIGKILL)?;
                     waitpid(pid, None)?;
