@@ -12,7 +12,7 @@ use crate::{
     cli,
     config::{self, SourceText},
     conntrack::{self, Translation},
-    dhcp, docker, facts,
+    dhcp, docker, doctor, facts,
     forwards::{ForwardSpec, store},
     host_sockets, leases,
     netlink::{Attributes, Messages},
@@ -24,7 +24,7 @@ use crate::{
 pub type Target = (&'static str, fn(&[u8]));
 
 /// Every target of this crate.
-pub const TARGETS: [Target; 19] = [
+pub const TARGETS: [Target; 20] = [
     ("config_file", config_file),
     ("forward_spec", forward_spec),
     ("forward_file", forward_file),
@@ -41,6 +41,7 @@ pub const TARGETS: [Target; 19] = [
     ("conntrack_entry", conntrack_entry),
     ("port_rules", port_rules),
     ("tc_filters", tc_filters),
+    ("doctor_rules", doctor_rules),
     ("dhcp_frame", dhcp_frame),
     ("dhcp_leases", dhcp_leases),
     ("libvirt_network", libvirt_network),
@@ -231,6 +232,14 @@ pub fn port_rules(bytes: &[u8]) {
 /// Filters and queueing disciplines of tc.
 pub fn tc_filters(bytes: &[u8]) {
     facts::decode_filters(bytes);
+}
+
+/// Rules of both iptables and nftables as doctor records them: whatever they are, it says something about them.
+pub fn doctor_rules(bytes: &[u8]) {
+    let report = doctor::examine_any(bytes);
+    assert!(!report.verdict.is_empty());
+    assert_eq!(report.offline, report.cause.is_some());
+    assert!(report.text(80, true).starts_with(report.verdict.get(..1).unwrap_or_default()));
 }
 
 fn reads_back(spec: &ForwardSpec) {

@@ -51,9 +51,9 @@ fn guests_get_renew_and_release_addresses_with_input_on_drop(hook: Hook) -> Resu
         dhcp::define_network(&lab)?;
         let _server = Dnsmasq::start(&lab, AS_LIBVIRT)?;
         if legacy {
-            firewall::legacy_drops(&lab.host)?
+            firewall::legacy_drops(&lab.host)?;
         } else {
-            lab.host.nft(NFT_DROPS)?
+            lab.host.nft(NFT_DROPS)?;
         }
         let (first, second) = (lab.guest(1)?.clone(), lab.guest(2)?.clone());
         dhcp::forget_address(&first)?;
@@ -200,7 +200,7 @@ fn a_guest_that_invents_clients_leaves_addresses_for_others(hook: Hook) -> Resul
     let wire = Tap::open(lab.guest(1)?, "eth0")?;
     for batch in 0..12_u8 {
         for one in 0..16 {
-            wire.send(&discover([2, 0, 0, 0, 9, batch * 16 + one]))?;
+            wire.send(&discover([2, 0, 0, 0, 9, batch << 4 | one]))?;
         }
         std::thread::sleep(Duration::from_millis(if batch == 0 { 4500 } else { 300 }));
     }

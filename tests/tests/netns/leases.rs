@@ -154,7 +154,7 @@ fn a_watch_tells_what_comes_and_goes_and_ends_when_it_is_told(hook: Hook) -> Res
     lab.assert_invariants()
 }
 
-/// Guest 2 claims guest 1's address by ARP, again and again: 1. without a lease it gets it; 2. a lease alone does not take it back, as it
+/// A7. Guest 2 claims guest 1's address by ARP, again and again: 1. without a lease it gets it; 2. a lease alone does not take it back, as it
 /// may be wrong; 3. guest 1 speaks, and nobody takes its address any more: calls from the world reach it.
 fn a_sibling_takes_no_address_that_was_given_to_a_guest(hook: Hook) -> Result<()> {
     let mut lab = Lab::new()?;
@@ -184,7 +184,7 @@ fn a_sibling_takes_no_address_that_was_given_to_a_guest(hook: Hook) -> Result<()
     lab.assert_sound_but_for_invalid_packets()
 }
 
-/// Both guests were given their addresses, and the network is strict: 1. they talk to the world, the host and each other; 2. what
+/// A7. Both guests were given their addresses, and the network is strict: 1. they talk to the world, the host and each other; 2. what
 /// guest 2 sends from guest 1's address, or an address of nobody, reaches neither the world nor guest 1 nor the host, and its
 /// claim reaches nobody; 3. without its lease guest 2 is silent, its live conversation too, while it may ask for a lease; 4. with
 /// it, it is back; 5. where the network is strict no more, too.
@@ -272,10 +272,10 @@ fn a_guest_without_dhcp_is_bound_by_hand(hook: Hook) -> Result<()> {
         let error = lab.vmnat_refused(&[&["leases", "bind"], wrong].concat())?;
         ensure!(error.contains(why), "{error}");
     }
-    let ports = Cell::new(31_000);
+    let ports = Cell::new(31_000_u16);
     // From a port of its own each time: an answer may come late.
     let answered = || {
-        ports.set(ports.get() + 1);
+        ports.set(ports.get().saturating_add(1));
         Asker::new(lab.guest(1)?, ports.get())?.ask_within(SERVER_ECHO, 8, A_WHILE)
     };
     // Its own kernel has given up on the gateway, and takes a moment to ask again.

@@ -19,6 +19,7 @@ mod access;
 mod commands;
 mod config;
 mod dhcp;
+mod doctor;
 mod errors;
 mod filtering;
 mod firewalls;

@@ -257,16 +257,16 @@ mod tests {
         /// The lists say what going through all rules says.
         #[test]
         fn lists_and_rules_agree(
-            rules in proptest::collection::vec((any::<bool>(), 0_u8..=4, 0_u32..4, 0_u16..6, 0_u16..3, 0_u8..3), 0..9),
+            rules in proptest::collection::vec((any::<bool>(), 28_u8..=32, 0_u32..4, 1_u16..7, 0_u16..3, 0_u8..3), 0..9),
             address in 0_u32..4, port in 0_u16..9, protocol in prop_oneof![Just(1_u8), Just(6), Just(17), Just(47)],
         ) {
             let rules: Vec<Rule> = rules.into_iter().map(|(allows, bits, network, first, span, kind)| {
                 // Of four addresses, prefixes of 28 to 32 bits.
-                let network = Ipv4Net::new(Ipv4Addr::from(network), 28 + bits).unwrap().trunc();
+                let network = Ipv4Net::new(Ipv4Addr::from(network), bits).unwrap().trunc();
                 let (ports, protocol) = match kind {
                     0 => (None, None),
-                    1 => (Some((first + 1, first + 1 + span)), None),
-                    _ => (Some((first + 1, first + 1 + span)), Some("tcp".to_owned())),
+                    1 => (Some((first, first.saturating_add(span))), None),
+                    _ => (Some((first, first.saturating_add(span))), Some("tcp".to_owned())),
                 };
                 Rule {
                     verb: if allows { Verb::Allow } else { Verb::Deny },

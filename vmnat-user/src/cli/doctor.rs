@@ -35,7 +35,8 @@ Examples:
 /// With `--probe`, a guest is made at each bridge (an interface, a MAC and an address of its own) that tries DHCP, the gateway, DNS,
 /// pings, TCP, fragments and the path's MTU; it is gone when the command ends, however that is.
 ///
-/// Ends with 0 when guests lack nothing, and with 14 when they lack something. docs/doctor.md lists every finding.
+/// Ends with 0 when guests lack nothing, with 14 when they lack something, and with 3 when
+/// nothing was found by somebody who may not look at everything. docs/doctor.md lists every finding.
 #[derive(Clone, Debug, clap::Args)]
 #[command(after_help = EXAMPLES)]
 pub struct Args {
@@ -83,5 +84,12 @@ pub async fn run(instance: &Instance, args: &Args, verbose: bool) -> Result<()> 
     } else {
         print::text(&report.text(print::width(), *fine || verbose))?;
     }
-    if report.offline { Err(Error::Offline.into()) } else { Ok(()) }
+    if report.offline {
+        return Err(Error::Offline.into());
+    }
+    // To see nothing is not to see that nothing is wrong.
+    if facts.troubles.iter().any(|trouble| trouble.is_denied) {
+        return Err(Error::NotPermitted { what: "looking at the rules of the firewall".into() }.into());
+    }
+    Ok(())
 }

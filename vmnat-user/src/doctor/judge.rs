@@ -7,8 +7,10 @@
 //! DHCP, then names, then siblings and callers.
 
 mod firewall;
+mod host;
 mod kernel;
 mod nat;
+mod offers;
 mod own;
 mod owner;
 mod services;
@@ -48,6 +50,7 @@ pub fn report(facts: &Facts) -> Report {
         wires::judge(facts, subject, &mut of_bridge);
         uplink::judge(facts, subject, &mut of_bridge);
         firewall::judge(facts, subject, &mut of_bridge);
+        host::judge(facts, subject, &mut of_bridge);
         kernel::judge(facts, subject, &mut of_bridge);
         nat::judge(facts, subject, &mut of_bridge);
         services::judge(facts, subject, &mut of_bridge);
@@ -71,20 +74,6 @@ fn settle(facts: &Facts, findings: &mut [Finding]) {
         }
     }
     findings.sort_by_key(|finding| (finding.severity, finding.rank, finding.takes));
-}
-
-/// What a guest of a subject is offered by vmnat against a firewall's FORWARD rules.
-fn past_forward(facts: &Facts, subject: &Subject) -> (Passes, String) {
-    if !facts.vmnat.can_run() {
-        return (Passes::No, "this kernel cannot run it".to_owned());
-    }
-    if subject.uplink.as_ref().is_some_and(|uplink| !uplink.can_be_uplink()) {
-        return (
-            Passes::No,
-            "the uplink carries neither Ethernet nor bare IP, which it cannot serve".to_owned(),
-        );
-    }
-    (Passes::Yes, "its programs forward guests' packets before netfilter sees them".to_owned())
 }
 
 /// True where guests have addresses, as the neighbour table shows.

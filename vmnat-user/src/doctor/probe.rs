@@ -1,22 +1,21 @@
 //! `--probe`: a synthetic guest on the bridge tries what guests do, a step a finding. It has an interface, a MAC and an
 //! address of its own, and takes all of it away again, however it ends.
 
+mod counts;
 mod guest;
 mod wire;
 
 use std::{
-    collections::HashMap,
     net::{IpAddr, Ipv4Addr, SocketAddrV4},
     time::Duration,
 };
 
 use anyhow::{Context as _, Result};
 
-use self::{guest::Guest, wire::Lease};
+use self::{counts::Counts, guest::Guest, wire::Lease};
 use super::{
     facts::{self, Answer, Facts, Subject},
     finding::{Finding, Passes, Takes},
-    ruleset::{Place, Raw, Ruleset, Step, Verdict},
 };
 use crate::{paths::Instance, tables::Tables};
 
@@ -46,12 +45,6 @@ impl std::str::FromStr for Target {
         let target: SocketAddrV4 = text.parse().map_err(|_| wrong())?;
         Ok(Self { host: *target.ip(), port: Some(target.port()).filter(|port| *port != 0) })
     }
-}
-
-/// What rules and programs have counted.
-struct Counts {
-    rules: Ruleset,
-    outcomes: Vec<(&'static str, u64)>,
 }
 
 /// A guest's address, the bits of its network, and its router.
@@ -127,8 +120,10 @@ impl Probe<'_> {
 
     fn dhcp(&mut self) -> Result<Option<Lease>> {
         let mac = self.guest.mac;
-        let tried = self.try_step(move || wire::dhcp(mac))?;
         let is_expected = self.facts.servers.dhcp_at(self.subject.bridge.index).is_some();
+        // vmnat's own server waits, with a new guest, whether another one answers.
+        let attempts = if is_expected || self.tables.is_some() { 2 } else { 1 };
+        let tried = self.try_step(move || wire::dhcp(mac, attempts))?;
         match tried.result {
             Ok(Some(lease)) => {
                 let from = Ipv4Addr::from(lease.server);
@@ -196,7 +191,7 @@ impl Probe<'_> {
     }
 
     fn gateway(&mut self, router: [u8; 4]) -> Result<()> {
-        let tried = self.try_step(move || (wire::ping(router.into(), 56, false), arp()))?;
+        let tried = self.try_step(move || (wire::ping(router.into(), 56, false), wire::arp()))?;
         let router = Ipv4Addr::from(router);
         match tried.result {
             (Ok(true), _) => self.passed("probe-gateway", format!("The gateway {router} answers a ping.")),
@@ -354,60 +349,10 @@ impl Probe<'_> {
 
     /// Runs a step inside the guest, and notes what dropped packets meanwhile.
     fn try_step<T: Send + 'static>(&self, step: impl FnOnce() -> T + Send + 'static) -> Result<Tried<T>> {
-        let before = self.count();
+        let before = Counts::read(self.tables.as_ref());
         let result = self.guest.run(step)?;
-        Ok(Tried { result, evidence: lost(&before, &self.count()) })
+        Ok(Tried { result, evidence: before.lost(&Counts::read(self.tables.as_ref())) })
     }
-
-    fn count(&self) -> Counts {
-        let outcomes = self.tables.as_ref().and_then(|tables| tables.outcomes().ok());
-        let named = vmnat_common::Outcome::ALL.iter().map(|outcome| outcome.name());
-        Counts {
-            rules: Ruleset::decode(&Raw::read().0),
-            outcomes: outcomes.map_or_else(Vec::new, |counts| named.zip(counts).collect()),
-        }
-    }
-}
-
-/// Rules that drop and have counted, and vmnat's own drops.
-fn lost(before: &Counts, after: &Counts) -> Vec<String> {
-    let old: HashMap<(Place, usize), u64> = before.rules.counts();
-    let mut lines = Vec::new();
-    for chain in &after.rules.chains {
-        for (number, rule) in chain.rules.iter().enumerate() {
-            let drops = matches!(rule.steps.last(), Some(Step::End(Verdict::Drop) | Step::Reject));
-            let was = old.get(&(chain.place.clone(), number)).copied().unwrap_or(0);
-            let more = rule.packets.unwrap_or(0).saturating_sub(was);
-            if drops && more > 0 {
-                let text = after.rules.rule(&chain.place, rule);
-                lines.push(format!(
-                    "{more} packets were dropped meanwhile by {}, rule {}: {text}",
-                    chain.place,
-                    number.saturating_add(1)
-                ));
-            }
-        }
-    }
-    let was: HashMap<&str, u64> = before.outcomes.iter().copied().collect();
-    for (outcome, (name, count)) in vmnat_common::Outcome::ALL.iter().zip(&after.outcomes) {
-        let more = count.saturating_sub(was.get(name).copied().unwrap_or(0));
-        if more > 0 && outcome.kind() == vmnat_common::outcome::Kind::Dropped {
-            lines.push(format!("vmnat dropped {more} packets meanwhile: {name} ({})", outcome.sentence()));
-        }
-    }
-    lines
-}
-
-/// The addresses that have answered ARP.
-fn arp() -> Vec<Ipv4Addr> {
-    let table = std::fs::read_to_string("/proc/thread-self/net/arp").unwrap_or_default();
-    let rows = table.lines().skip(1).filter_map(|line| {
-        let mut words = line.split_whitespace();
-        let address = words.next()?.parse().ok()?;
-        // Flags: complete is 2.
-        (words.nth(1)? != "0x0").then_some(address)
-    });
-    rows.collect()
 }
 
 #[cfg(test)]

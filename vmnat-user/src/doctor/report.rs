@@ -179,17 +179,18 @@ fn past(facts: &Facts, bridges: &[&str], story: &[&Finding]) -> String {
             })
         });
     }
-    match (story.iter().any(|finding| is_world(&finding)), world_blocked) {
-        (true, None) => format!("vmnat gets past this: run {up}.{also}"),
-        (true, Some(finding)) if finding.vmnat == Passes::Partly => {
+    let partly = story.iter().find(|finding| finding.vmnat == Passes::Partly);
+    match (story.iter().any(|finding| is_world(&finding)), world_blocked, blocked, partly) {
+        (true, None, ..) => format!("vmnat gets past this: run {up}.{also}"),
+        (true, Some(finding), ..) if finding.vmnat == Passes::Partly => {
             format!("vmnat gets past a part of this: run {up}.")
         }
-        _ => blocked.map_or(String::new(), |finding| {
-            finding
-                .mend
-                .first()
-                .map_or(String::new(), |command| format!("vmnat does not get past this: run `{command}`."))
-        }),
+        (_, _, Some(blocked), _) => blocked
+            .mend
+            .first()
+            .map_or(String::new(), |command| format!("vmnat does not get past this: run `{command}`.")),
+        (_, _, None, Some(partly)) => format!("vmnat helps: {}.", partly.vmnat_why),
+        _ => format!("vmnat gets past this: run {up}."),
     }
 }
 

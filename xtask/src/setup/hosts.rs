@@ -6,7 +6,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, ensure};
 
 use super::packages::{self, Package};
 use crate::{
@@ -112,6 +112,7 @@ impl Tree {
         let unfinished = folder.with_extension("unfinished");
         for old in [folder, &unfinished] {
             if old.exists() {
+                ensure_unmounted(old)?;
                 fs::remove_dir_all(old).with_context(|| format!("cannot remove {}", old.display()))?;
             }
         }
@@ -127,8 +128,15 @@ impl Tree {
             "--dpkgopt=path-exclude=/usr/share/doc/*",
             "--dpkgopt=path-exclude=/usr/share/locale/*",
         ];
-        let mut maker = program("mmdebstrap", options);
-        maker.arg(format!("--include={}", self.list())).arg(self.name).arg(&unfinished).arg(mirror);
+        // It mounts /proc, /sys and /dev in the tree: in a namespace of its own they go with it, also when it is killed, so that
+        // removing an unfinished tree never reaches them.
+        let mut maker = program("unshare", ["--mount", "--propagation", "private", "mmdebstrap"]);
+        maker
+            .args(options)
+            .arg(format!("--include={}", self.list()))
+            .arg(self.name)
+            .arg(&unfinished)
+            .arg(mirror);
         maker.env("DEBIAN_FRONTEND", "noninteractive");
         command::output(&mut maker).with_context(|| {
             format!("cannot make the {} tree; set {VARIABLE} to a folder that has it", self.name)
@@ -136,6 +144,16 @@ impl Tree {
         fs::write(unfinished.join(MARK), self.list())?;
         fs::rename(&unfinished, folder).with_context(|| format!("cannot put {} in place", folder.display()))
     }
+}
+
+/// Refuses where something is mounted below a folder that is to be removed.
+fn ensure_unmounted(folder: &Path) -> Result<()> {
+    let folder = folder.canonicalize().with_context(|| format!("cannot find {}", folder.display()))?;
+    let mounts = fs::read_to_string("/proc/self/mounts").context("cannot read /proc/self/mounts")?;
+    let mut points = mounts.lines().filter_map(|line| line.split(' ').nth(1));
+    let mounted = points.find(|point| Path::new(point).starts_with(&folder));
+    ensure!(mounted.is_none(), "{} is mounted: unmount it, then run this again", mounted.unwrap_or_default());
+    Ok(())
 }
 
 /// The mirror of Debian that this machine's own package sources name, as apt understands them.

@@ -295,10 +295,10 @@ fn guests_are_seen_as_the_address_that_was_chosen(hook: Hook) -> Result<()> {
     }
     drop(conversations);
     lab.host.ip(&format!("address delete {CHOSEN}/24 dev enp3s0\n"))?;
-    thread::sleep(MOMENT);
+    wait_until("status says that the address is lost", PATIENCE, || {
+        Ok(lab.vmnat_ok(&["status"])?.contains("has lost the address"))
+    })?;
     client::must_fail("a ping as another address", client::ping_as(lab.guest(2)?, 7, SERVER, MOMENT))?;
-    let status = lab.vmnat_ok(&["status"])?;
-    ensure!(status.contains("has lost the address"), "status says nothing of it: {status}");
     lab.host.ip(&format!("address add {CHOSEN}/24 dev enp3s0\n"))?;
     let is_seen = |address: &str| -> Result<bool> {
         let seen = Asker::new(lab.guest(2)?, 0)?.ask_within(SERVER_ECHO, 20, MOMENT);

@@ -58,6 +58,8 @@ pub struct Files {
     pub resolvers: Vec<String>,
     /// The file in which nftables' rules are kept, where it drops something.
     pub nftables: Option<Configured>,
+    /// Modules of ebtables-legacy that hold tables.
+    pub ebtables: Vec<String>,
     /// libvirt's network filters of running guests, by port.
     pub nwfilters: Vec<(String, String)>,
 }
@@ -82,6 +84,7 @@ impl Files {
             resolvers: resolvers(&fs::read_to_string("/etc/resolv.conf").unwrap_or_default()),
             nftables: nftables(),
             nwfilters: nwfilters(),
+            ebtables: ebtables(&fs::read_to_string("/proc/modules").unwrap_or_default()),
         }
     }
 
@@ -212,6 +215,13 @@ pub(super) fn dhcp_server(file: &str, text: &str) -> Option<(String, Configured)
     is_on.then_some((value("Name")?.to_owned(), configured))
 }
 
+/// The tables of ebtables-legacy that are loaded: the kernel lists them nowhere else.
+fn ebtables(modules: &str) -> Vec<String> {
+    const TABLES: [&str; 3] = ["ebtable_broute", "ebtable_filter", "ebtable_nat"];
+    let names = modules.lines().filter_map(|line| line.split_whitespace().next());
+    names.filter(|name| TABLES.contains(name)).map(str::to_owned).collect()
+}
+
 fn resolvers(text: &str) -> Vec<String> {
     let servers = text.lines().filter_map(|line| line.trim().strip_prefix("nameserver"));
     servers.filter_map(|rest| rest.split_whitespace().next()).map(str::to_owned).collect()
@@ -241,6 +251,12 @@ mod tests {
         assert!(files.dhcp_server_of("virbr0").is_some() && files.dhcp_server_of("br7").is_some());
         assert!(files.dhcp_server_of("br70").is_none());
         assert_eq!(dhcp_server("f", &text.replace("yes", "no")), None);
+    }
+
+    #[test]
+    fn tables_of_ebtables_legacy_are_seen_by_their_modules() {
+        let modules = "ebtable_filter 16384 1 - Live 0x0\nebtables 40960 1 ebtable_filter, Live 0x0\nveth 1 0 - Live 0x0\n";
+        assert_eq!(ebtables(modules), ["ebtable_filter"]);
     }
 
     #[test]

@@ -88,7 +88,7 @@ pub fn ask(server: IpAddr) -> Answer {
     });
     asked.unwrap_or_else(|error| match error.kind() {
         io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut => Answer::Silent,
-        io::ErrorKind::ConnectionRefused => Answer::Failed("nothing listens at its port 53".into()),
+        io::ErrorKind::ConnectionRefused => Answer::Failed("the question was refused".into()),
         _ => Answer::Failed(error.to_string()),
     })
 }

@@ -127,7 +127,7 @@ impl Vmnat {
                     |filter: &&facts::Filter| filter.program.as_deref() != Some(program::OUTBOUND_PORT);
                 let filter = filters.iter().find(is_others);
                 let what = match filter {
-                    Some(filter) => Some(format!("a {} filter of tc at its ingress", filter.kind)),
+                    Some(filter) => Some(format!("its ingress has a {} filter of tc", filter.kind)),
                     None => rules.concerning(&port.name, &subject.bridge.name),
                 };
                 if let Some(what) = what {

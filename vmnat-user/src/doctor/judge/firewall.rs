@@ -7,20 +7,19 @@ use super::{
         finding::{Finding, Passes, Takes},
         ruleset::{Decision, Family, Fate, Hook, Packet, Sender, Station, Walk},
     },
+    offers,
     owner::{self, Owner},
-    past_forward, rank,
+    rank,
 };
 
 /// Somewhere in the world: an address that no rule is likely to name, and to which nothing is sent.
 const WORLD: [u8; 4] = [9, 9, 9, 9];
 
-/// `RTN_UNICAST`, `RTN_LOCAL`, `RTN_BROADCAST`.
-const UNICAST: u32 = 1;
-const LOCAL: u32 = 2;
-const BROADCAST: u32 = 3;
+/// `RTN_UNICAST`.
+pub(super) const UNICAST: u32 = 1;
 
 /// TCP's SYN, and its ACK.
-const SYN: u8 = 2;
+pub(super) const SYN: u8 = 2;
 const ACK: u8 = 16;
 
 /// What guests try: the name of it, protocol and port.
@@ -100,7 +99,7 @@ pub(super) fn judge(facts: &Facts, subject: &Subject, findings: &mut Vec<Finding
     if !is_cut {
         forward(facts, subject, Way::Back, findings);
     }
-    if findings.len() == before {
+    if findings.len() == before && facts.troubles.is_empty() {
         let fine = Finding::fine(
             "forward-accepted",
             "The rules let guests' packets to the world pass, and the answers.",
@@ -111,7 +110,6 @@ pub(super) fn judge(facts: &Facts, subject: &Subject, findings: &mut Vec<Finding
     if facts.setting("net/bridge/bridge-nf-call-iptables") == Some("1") {
         forward(facts, subject, Way::Across, findings);
     }
-    host(facts, subject, findings);
     ports(facts, subject, findings);
 }
 
@@ -152,7 +150,13 @@ fn forward(facts: &Facts, subject: &Subject, way: Way, findings: &mut Vec<Findin
             }
         }
     }
-    accepting.dedup_by(|one, other| one.base == other.base);
+    // One witness a base chain.
+    let mut seen = Vec::new();
+    accepting.retain(|decision| {
+        let is_new = !seen.contains(&decision.base);
+        seen.push(decision.base.clone());
+        is_new
+    });
     for verdict in verdicts {
         findings.push(of_forward(facts, subject, way, &verdict, &accepting));
     }
@@ -168,7 +172,7 @@ fn of_forward(
     let Verdict { station, decision, is_certain, hook, what } = verdict;
     let owner = owner::of(facts, decision);
     let bridge = &subject.bridge.name;
-    let deed = owner.deed(decision);
+    let deed = owner.deed(decision, "them");
     let what_text =
         if what.len() == TRIES.len() { String::new() } else { format!(" ({} only)", super::listed(what)) };
     let whose = match way {
@@ -176,6 +180,12 @@ fn of_forward(
         Way::Back => format!("hat the world answers to guests on {bridge}{what_text}"),
         Way::In => format!("hat the world sends to guests on {bridge} unasked{what_text}"),
         Way::Across => format!("hat guests on {bridge} send each other{what_text}"),
+    };
+    let object = match way {
+        Way::Out => "what they send to the world",
+        Way::Back => "what the world answers",
+        Way::In => "what the world sends them",
+        Way::Across => "what they send each other",
     };
     let acts = if decision.rejects { "rejected" } else { "dropped" };
     let sentence = if *is_certain {
@@ -228,7 +238,7 @@ fn of_forward(
         _ if way == Way::Across => vec!["sysctl -w net.bridge.bridge-nf-call-iptables=0".to_owned()],
         owner => owner.mend_forward(facts, subject, decision),
     };
-    finding.because(deed).past(passes, why).mended_by(mend)
+    finding.because(owner.deed(decision, object)).past(passes, why).mended_by(mend)
 }
 
 fn is_forward(facts: &Facts, decision: &Decision) -> bool {
@@ -239,7 +249,7 @@ fn is_forward(facts: &Facts, decision: &Decision) -> bool {
 }
 
 fn past(facts: &Facts, subject: &Subject, way: Way, hook: Hook) -> (Passes, String) {
-    let (passes, why) = past_forward(facts, subject);
+    let (passes, why) = offers::forwarding(facts, subject);
     let ports: Vec<&str> = facts
         .net
         .ports_of(subject.bridge.index)
@@ -263,111 +273,6 @@ fn slow(ports: &[&str]) -> String {
         "not for {}: with rules or filters of its own, a port is served behind the bridge, after these rules",
         super::listed(ports)
     )
-}
-
-/// What guests ask of the host itself: DHCP and DNS, and the answers.
-fn host(facts: &Facts, subject: &Subject, findings: &mut Vec<Finding>) {
-    let Some(gateway) = subject.gateway() else { return };
-    let Some(guest) = subject.guest() else { return };
-    let base = |protocol: u8, port: u16| {
-        let is_dhcp = port == 67;
-        Packet {
-            input: Some(subject.bridge.name.clone()),
-            output: None,
-            indices: (subject.bridge.index, 0),
-            source: if is_dhcp { [0; 4] } else { guest },
-            destination: if is_dhcp { [255; 4] } else { gateway },
-            protocol,
-            ports: (is_dhcp.then_some(68), Some(port)),
-            icmp: None,
-            tcp_flags: SYN,
-            state: Sender::Opens,
-            mark: Some(0),
-            source_type: UNICAST,
-            destination_type: if is_dhcp { BROADCAST } else { LOCAL },
-            is_bridged: false,
-            family: Family::IPV4,
-        }
-    };
-    let has_dhcp = facts.servers.dhcp_at(subject.bridge.index).is_some();
-    let has_dns = facts.servers.dns_at(gateway.into()).is_some();
-    for (id, protocol, port, takes, is_served) in
-        [("input-dhcp", 17, 67, Takes::Addresses, has_dhcp), ("input-dns", 17, 53, Takes::Names, has_dns)]
-    {
-        let mut walk = Walk::new(&facts.rules, base(protocol, port));
-        let fates = [walk.meet(Hook::Prerouting), walk.meet(Hook::Input)];
-        let Some(decision) = fates.iter().find_map(|fate| match fate {
-            Fate::Drops(decision) => Some(decision),
-            _ => None,
-        }) else {
-            continue;
-        };
-        findings.push(input(facts, subject, id, port, takes, is_served, decision));
-    }
-    answers(facts, subject, &base(17, 67), findings);
-}
-
-fn input(
-    facts: &Facts,
-    subject: &Subject,
-    id: &'static str,
-    port: u16,
-    takes: Takes,
-    is_served: bool,
-    decision: &Decision,
-) -> Finding {
-    let owner = owner::of(facts, decision);
-    let (bridge, deed) = (&subject.bridge.name, owner.deed(decision));
-    let what = if port == 67 { "DHCP requests" } else { "DNS queries to the gateway" };
-    let sentence = format!("{what} of guests on {bridge} are dropped by the host: {deed}.");
-    let finding = if is_served {
-        let rank = if port == 67 { rank::DHCP } else { rank::NAMES };
-        Finding::problem(id, rank, takes, sentence)
-    } else {
-        Finding::note(id, format!("{sentence} Nothing listens there anyway."))
-    };
-    finding
-        .because(format!("{deed}, so their {what} are lost"))
-        .shown_by([facts.rules.evidence(decision)])
-        .shown_by(owner.files(facts, subject, true))
-        .past(Passes::No, "what guests send to the host itself stays with the host's INPUT rules")
-        .mended_by(owner.mend_input(facts, subject, decision, port))
-}
-
-/// What the host answers.
-fn answers(facts: &Facts, subject: &Subject, question: &Packet, findings: &mut Vec<Finding>) {
-    let Some(gateway) = subject.gateway() else { return };
-    let answer = Packet {
-        input: None,
-        output: Some(subject.bridge.name.clone()),
-        indices: (0, subject.bridge.index),
-        source: gateway,
-        destination: subject.guest().unwrap_or([255; 4]),
-        ports: (Some(67), Some(68)),
-        source_type: LOCAL,
-        destination_type: UNICAST,
-        state: Sender::Opens,
-        ..question.clone()
-    };
-    if let Fate::Drops(decision) = Walk::new(&facts.rules, answer).meet(Hook::Output) {
-        let owner = owner::of(facts, &decision);
-        let deed = owner.deed(&decision);
-        let chain = format!("{} {} {}", decision.base.family, decision.base.table, decision.base.name);
-        let mend = if decision.base.is_of_iptables() {
-            format!("{} -I OUTPUT -o {} -j ACCEPT", owner::program(&decision), subject.bridge.name)
-        } else {
-            format!("nft insert rule {chain} oifname {} accept", subject.bridge.name)
-        };
-        let sentence =
-            format!("What the host itself sends to guests on {} is dropped: {deed}.", subject.bridge.name);
-        findings.push(
-            Finding::problem("output-drop", rank::DHCP, Takes::Addresses, sentence)
-                .because(deed)
-                .shown_by([facts.rules.evidence(&decision)])
-                .past(Passes::No, "what the host itself sends stays with its OUTPUT rules")
-                .mended_by([mend]),
-        );
-    }
 }
 
 /// Rules of the bridge family and at the ports' own ingress.

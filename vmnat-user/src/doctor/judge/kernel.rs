@@ -6,7 +6,7 @@ use super::{
         finding::{Finding, Passes, Takes},
         ruleset::Source,
     },
-    past_forward, rank,
+    offers, rank,
 };
 use crate::state::HookMode;
 
@@ -28,7 +28,7 @@ pub(super) fn judge(facts: &Facts, subject: &Subject, findings: &mut Vec<Finding
 }
 
 fn forwarding(facts: &Facts, subject: &Subject, findings: &mut Vec<Finding>) {
-    let (passes, why) = past_forward(facts, subject);
+    let (passes, why) = offers::forwarding(facts, subject);
     let bridge = &subject.bridge.name;
     if facts.setting("net/ipv4/ip_forward") == Some("0") {
         // vmnat sets the bridge's own setting, which forwards as well.
@@ -181,6 +181,14 @@ pub(super) fn judge_host(facts: &Facts, findings: &mut Vec<Finding>) {
                 .shown_by([format!("iptables-legacy: tables {}", of(Source::Legacy)), format!("nf_tables: tables {}", of(Source::Nft))])
                 .past(Passes::Yes, "its programs forward guests' packets before either")
                 .mended_by(["update-alternatives --config iptables", "iptables-legacy-save"]),
+        );
+    }
+    if !facts.files.ebtables.is_empty() {
+        findings.push(
+            Finding::note("ebtables-legacy", "Tables of the old ebtables are loaded, whose rules cannot be seen from here.")
+                .shown_by([format!("/proc/modules: {}", facts.files.ebtables.join(", "))])
+                .past(Passes::Yes, "the hook of a port runs before them, which also means that they no longer hold for what it forwards")
+                .mended_by(["ebtables-legacy -t filter -L"]),
         );
     }
     for trouble in &facts.troubles {

@@ -10,7 +10,7 @@ use super::{
         ruleset::{Fate, Hook, Walk},
     },
     firewall::world_packet,
-    past_forward, rank,
+    offers, owner, rank,
 };
 
 /// Judges what becomes of the guests' addresses.
@@ -41,8 +41,8 @@ pub(super) fn judge(facts: &Facts, subject: &Subject, findings: &mut Vec<Finding
                 format!("Guests of {network} are translated on their way out ({}).", how.to_lowercase()),
             ));
         }
-        Fate::Accepts(None) if is_private => {
-            let (passes, why) = past_forward(facts, subject);
+        Fate::Accepts(None) if is_private && facts.troubles.is_empty() => {
+            let (passes, why) = offers::forwarding(facts, subject);
             let cause = format!(
                 "no rule translates {network} to the address of {}, so nobody in the world can answer",
                 uplink.name
@@ -61,10 +61,7 @@ pub(super) fn judge(facts: &Facts, subject: &Subject, findings: &mut Vec<Finding
                     "no masquerade or snat at the postrouting hook meets a packet of theirs".to_owned()
                 ])
                 .past(passes, why)
-                .mended_by([format!(
-                    "iptables -t nat -A POSTROUTING -s {network} ! -d {network} -o {} -j MASQUERADE",
-                    uplink.name
-                )]),
+                .mended_by(mend(facts, &uplink.name, &network.to_string())),
             );
         }
         _ => {}
@@ -78,6 +75,18 @@ pub(super) fn judge(facts: &Facts, subject: &Subject, findings: &mut Vec<Finding
                 .past(Passes::Nothing, "guests are online all the same; a port forward from the world needs one at that router too"),
         );
     }
+}
+
+/// With firewalld, its own way; its rules would be gone with the next reload.
+fn mend(facts: &Facts, uplink: &str, network: &str) -> Vec<String> {
+    let has_firewalld = facts.rules.chains.iter().any(|chain| chain.place.table == "firewalld");
+    if !has_firewalld {
+        return vec![format!(
+            "iptables -t nat -A POSTROUTING -s {network} ! -d {network} -o {uplink} -j MASQUERADE"
+        )];
+    }
+    let zone = owner::zone(facts, uplink).map_or(String::new(), |zone| format!(" --zone={zone}"));
+    vec![format!("firewall-cmd --permanent{zone} --add-masquerade"), "firewall-cmd --reload".to_owned()]
 }
 
 /// Private (RFC 1918), or shared by carriers (RFC 6598).

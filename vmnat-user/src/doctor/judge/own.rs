@@ -55,16 +55,10 @@ fn before(interface: &str, ahead: &str) -> Finding {
 /// Ports with something that their hook would step past.
 fn ports(facts: &Facts, subject: &Subject, findings: &mut Vec<Finding>) {
     for port in facts.net.ports_of(subject.bridge.index) {
-        let slow = "the port is served behind its bridge, and what it has stays in force";
+        let slow = "what the port has stays in force";
         if let Some(what) = facts.vmnat.obstructed.get(&port.name) {
-            findings.push(
-                Finding::note(
-                    "port-obstructed",
-                    format!("The port {} has {what}.", port.name)
-                        .replace("has nftables rules", "stands behind rules: nftables rules"),
-                )
-                .past(Passes::Yes, slow),
-            );
+            let sentence = format!("The port {} is served behind its bridge: {what}.", port.name);
+            findings.push(Finding::note("port-obstructed", sentence).past(Passes::Yes, slow));
         }
         if port.isolated {
             findings.push(

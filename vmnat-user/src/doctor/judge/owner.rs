@@ -69,7 +69,8 @@ pub(super) fn of(facts: &Facts, decision: &Decision) -> Owner {
 
 impl Owner {
     /// What did it, as the beginning of a clause: "Docker set the FORWARD policy to DROP (...)".
-    pub(super) fn deed(self, decision: &Decision) -> String {
+    /// `object` is what a rule does it to: "them".
+    pub(super) fn deed(self, decision: &Decision, object: &str) -> String {
         let place = &decision.chain;
         let kind = if place.source == Source::Legacy {
             "iptables-legacy"
@@ -94,8 +95,8 @@ impl Owner {
                 format!("the {} policy is DROP, set by nobody that is known ({at})", place.name)
             }
             (Self::Hand, true) => format!("a hand-written nftables chain has the policy drop ({at})"),
-            (Self::Hand, false) => format!("{hand} {acts} them ({at})"),
-            (owner, _) => format!("{} {acts} them ({at})", owner.name()),
+            (Self::Hand, false) => format!("{hand} {acts} {object} ({at})"),
+            (owner, _) => format!("{} {acts} {object} ({at})", owner.name()),
         }
     }
 

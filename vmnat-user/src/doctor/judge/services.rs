@@ -5,7 +5,7 @@ use super::{
         facts::{Answer, Facts, Subject},
         finding::{Finding, Passes, Takes},
     },
-    has_guests, listed, rank,
+    has_guests, listed, offers, rank,
 };
 
 /// Judges the services at a bridge.
@@ -55,6 +55,7 @@ fn dhcp(facts: &Facts, subject: &Subject, findings: &mut Vec<Finding>) {
             vec![format!("dnsmasq --interface={bridge} --bind-dynamic --dhcp-range=FIRST,LAST")],
         ),
     };
+    let (passes, why) = offers::addresses(facts, subject);
     let is_configured = network.is_some() || networkd.is_some();
     let finding = if is_configured {
         let cause = "its DHCP server is configured and does not run";
@@ -79,7 +80,7 @@ fn dhcp(facts: &Facts, subject: &Subject, findings: &mut Vec<Finding>) {
         Finding::problem("no-dhcp-server", rank::DHCP, Takes::Addresses, sentence)
             .because(format!("nothing serves DHCP at {bridge}"))
     };
-    findings.push(finding.shown_by(evidence).past(Passes::No, "it gives out no addresses").mended_by(mend));
+    findings.push(finding.shown_by(evidence).past(passes, why).mended_by(mend));
 }
 
 fn names(facts: &Facts, subject: &Subject, findings: &mut Vec<Finding>) {
@@ -89,7 +90,7 @@ fn names(facts: &Facts, subject: &Subject, findings: &mut Vec<Finding>) {
         findings.push(
             Finding::note("no-gateway-dns", format!("Nothing on this host answers DNS at the gateway of {bridge} ({address}); guests need a resolver in the world."))
                 .shown_by([format!("no socket waits at {address}, UDP port 53")])
-                .past(Passes::Nothing, "guests reach resolvers in the world through it")
+                .past(Passes::Nothing, "its agent answers there, and guests reach resolvers in the world through it")
                 .mended_by([format!("dnsmasq --interface={bridge} --bind-dynamic")]),
         );
         return;
@@ -116,6 +117,7 @@ fn names(facts: &Facts, subject: &Subject, findings: &mut Vec<Finding>) {
                     evidence_of(facts),
                 )
             };
+            let (passes, why) = offers::dead_resolver(facts, subject);
             let resolver_mend = match facts.files.network_of(bridge) {
                 Some(network) => vec![
                     format!(
@@ -137,10 +139,7 @@ fn names(facts: &Facts, subject: &Subject, findings: &mut Vec<Finding>) {
                 .because(cause)
                 .shown_by([format!("{address}: {}", answer.text())])
                 .shown_by(evidence)
-                .past(
-                    Passes::No,
-                    "it hands names to nobody; guests that ask a resolver in the world reach it",
-                )
+                .past(passes, why)
                 .mended_by(resolver_mend),
             );
         }

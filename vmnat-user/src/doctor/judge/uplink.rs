@@ -5,7 +5,7 @@ use super::{
         facts::{Facts, Subject},
         finding::{Finding, Passes, Takes},
     },
-    rank,
+    offers, rank,
 };
 
 /// Judges the uplink of a bridge.
@@ -61,13 +61,15 @@ pub(super) fn judge(facts: &Facts, subject: &Subject, findings: &mut Vec<Finding
         );
         return;
     }
-    if !uplink.can_be_uplink() {
+    if !offers::takes_uplink(uplink) {
         findings.push(
             Finding::note(
                 "uplink-without-ethernet",
-                format!("The default route leaves by {name}, which carries neither Ethernet nor bare IP."),
+                format!(
+                    "The default route leaves by {name}, which carries neither Ethernet nor bare IP packets."
+                ),
             )
-            .past(Passes::No, "it cannot serve such a link; name another with `--uplink`"),
+            .past(Passes::No, "name another with `--uplink`, if guests may leave by it"),
         );
         return;
     }
@@ -86,7 +88,7 @@ pub(super) fn judge(facts: &Facts, subject: &Subject, findings: &mut Vec<Finding
         findings.push(
             Finding::note("vpn-owns-default-route", format!("The tunnel {} takes the traffic of the whole host (a full-tunnel VPN), beside the uplink {name}.", tunnel.name))
                 .shown_by(facts.net.routes.iter().filter(|route| route.oif == Some(tunnel.index) && route.destination.prefix_len() <= 1).map(|route| format!("route {} dev {}", route.destination, tunnel.name)))
-                .past(Passes::Yes, "without `--uplink` it follows the tunnel and translates what leaves by it"),
+                .past(Passes::Yes, "it follows the host's routes, so guests leave by the tunnel and by nothing else"),
         );
         return;
     }

@@ -51,7 +51,7 @@ pub(super) fn judge(facts: &Facts, subject: &Subject, findings: &mut Vec<Finding
     for port in &ports {
         port_of(facts, subject, port, findings);
     }
-    mtu(facts, subject, &ports, findings);
+    mtu(subject, &ports, findings);
     overlap(facts, subject, findings);
 }
 
@@ -90,8 +90,7 @@ fn port_of(facts: &Facts, subject: &Subject, port: &LinkFact, findings: &mut Vec
     }
 }
 
-fn mtu(facts: &Facts, subject: &Subject, ports: &[&LinkFact], findings: &mut Vec<Finding>) {
-    let _ = facts;
+fn mtu(subject: &Subject, ports: &[&LinkFact], findings: &mut Vec<Finding>) {
     let bridge = &subject.bridge;
     let larger: Vec<&str> =
         ports.iter().filter(|port| port.mtu > bridge.mtu).map(|port| port.name.as_str()).collect();

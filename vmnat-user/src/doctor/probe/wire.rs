@@ -44,15 +44,15 @@ pub(super) struct Lease {
 }
 
 /// Asks for an address; none where nobody offers one.
-pub(super) fn dhcp(mac: [u8; 6]) -> io::Result<Option<Lease>> {
+pub(super) fn dhcp(mac: [u8; 6], attempts: u8) -> io::Result<Option<Lease>> {
     let socket = UdpSocket::bind(("0.0.0.0", 68))?;
     bind_to_device(&socket)?;
     socket.set_broadcast(true)?;
-    let Some(offer) = exchange(&socket, &message(mac, DISCOVER, [0; 4], &[]), mac, OFFER)? else {
+    let Some(offer) = exchange(&socket, &message(mac, DISCOVER, [0; 4], &[]), mac, OFFER, attempts)? else {
         return Ok(None);
     };
     let chosen = [(WANTED, offer.address), (SERVER, offer.server)];
-    let Some(lease) = exchange(&socket, &message(mac, REQUEST, [0; 4], &chosen), mac, ACK)? else {
+    let Some(lease) = exchange(&socket, &message(mac, REQUEST, [0; 4], &chosen), mac, ACK, 2)? else {
         return Ok(None);
     };
     Ok(Some(lease))
@@ -94,8 +94,14 @@ fn xid(mac: [u8; 6]) -> [u8; 4] {
     [mac[2], mac[3], mac[4], mac[5]]
 }
 
-fn exchange(socket: &UdpSocket, message: &[u8], mac: [u8; 6], wanted: u8) -> io::Result<Option<Lease>> {
-    for _ in 0..2 {
+fn exchange(
+    socket: &UdpSocket,
+    message: &[u8],
+    mac: [u8; 6],
+    wanted: u8,
+    attempts: u8,
+) -> io::Result<Option<Lease>> {
+    for _ in 0..attempts {
         socket.send_to(message, ("255.255.255.255", 67))?;
         let since = Instant::now();
         // A server may look whether an address is free before it offers it, for up to three seconds.
@@ -297,6 +303,18 @@ pub(super) fn path_mtu(to: Ipv4Addr) -> io::Result<u32> {
         )
     };
     if got < 0 { Err(io::Error::last_os_error()) } else { Ok(value.cast_unsigned()) }
+}
+
+/// The addresses that have answered ARP.
+pub(super) fn arp() -> Vec<Ipv4Addr> {
+    let table = std::fs::read_to_string("/proc/thread-self/net/arp").unwrap_or_default();
+    let rows = table.lines().skip(1).filter_map(|line| {
+        let mut words = line.split_whitespace();
+        let address = words.next()?.parse().ok()?;
+        // Flags: complete is 2.
+        (words.nth(1)? != "0x0").then_some(address)
+    });
+    rows.collect()
 }
 
 #[cfg(test)]

@@ -219,8 +219,10 @@ fn header(entry: &[u8]) -> Option<Header> {
         let (name, mask) =
             (entry.get(at..at.checked_add(16)?)?, entry.get(at.checked_add(32)?..at.checked_add(48)?)?);
         let name = text(name);
-        // The mask covers the terminating zero too, unless the name ends in `+`.
-        let is_prefix = !name.is_empty() && mask.get(name.len()).copied().unwrap_or(0) == 0;
+        // The mask covers the terminating zero too, but of `eth+`, which is kept with its sign, only what is before it.
+        let covered = mask.iter().take_while(|byte| **byte != 0).count();
+        let is_prefix = covered > 0 && covered <= name.len();
+        let name = if covered == 0 { String::new() } else { name.chars().take(covered).collect() };
         Some((name, is_prefix))
     };
     let header = Header {

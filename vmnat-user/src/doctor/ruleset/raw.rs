@@ -47,6 +47,15 @@ pub struct Trouble {
     pub what: &'static str,
     /// Why not.
     pub why: String,
+    /// A privilege is missing.
+    pub is_denied: bool,
+}
+
+impl Trouble {
+    fn new(what: &'static str, error: &io::Error) -> Self {
+        let is_denied = error.kind() == io::ErrorKind::PermissionDenied;
+        Self { what, why: error.to_string(), is_denied }
+    }
 }
 
 impl Raw {
@@ -58,11 +67,11 @@ impl Raw {
             let is_absent =
                 matches!(error.raw_os_error(), Some(libc::EPROTONOSUPPORT | libc::EINVAL | libc::EOPNOTSUPP));
             if !is_absent {
-                troubles.push(Trouble { what: "the rules of nf_tables", why: error.to_string() });
+                troubles.push(Trouble::new("the rules of nf_tables", &error));
             }
         }
         if let Err(error) = raw.read_legacy() {
-            troubles.push(Trouble { what: "the rules of iptables-legacy", why: error.to_string() });
+            troubles.push(Trouble::new("the rules of iptables-legacy", &error));
         }
         (raw, troubles)
     }
