@@ -52,7 +52,7 @@ fn diff(lab: &Lab, code: i32) -> Result<String> {
         "`vmnat diff` ends with {:?} instead of {code}: {printed}{error}",
         output.status.code()
     );
-    ensure!((code == 2) == !error.is_empty(), "`vmnat diff` says {error:?}");
+    ensure!((code == 2) != error.is_empty(), "`vmnat diff` says {error:?}");
     Ok(printed)
 }
 

@@ -2,9 +2,13 @@
 
 mod trace;
 
-use std::{fs, io::Write as _, thread, time::Instant};
+use std::{fs, thread, time::Instant};
 
 use anyhow::{Context as _, Result, ensure};
+use nix::{
+    mount::{MsFlags, mount},
+    sys::statvfs::statvfs,
+};
 use vmnat_tests::lab::{EXTERNAL, Lab, SERVER_ECHO, client, vmnat::Hook};
 
 use self::trace::killed_at;
@@ -21,24 +25,34 @@ on_both_hooks!(
 /// More steps than a command has.
 const MOST_STEPS: usize = 200;
 
-/// Fills a disk; the file goes with the value.
-struct Full(String);
+/// A tmpfs without room; there is some again when the value goes.
+struct Full(&'static str);
 
 impl Full {
-    fn of(folder: &str) -> Result<Self> {
-        let full = Self(format!("{folder}/fill"));
-        let mut file = fs::File::create(&full.0)?;
-        for size in [1 << 20, 1 << 12, 1] {
-            while file.write_all(&vec![b'x'; size]).is_ok() {}
-        }
+    fn of(folder: &'static str) -> Result<Self> {
+        // A page more than is in use, which a file takes then: the machine's memory is not for filling.
+        let used = statvfs(folder).map(|disk| disk.blocks().saturating_sub(disk.blocks_free()))?;
+        resize(folder, &format!("size={}k", used.saturating_add(1).saturating_mul(4)))?;
+        let full = Self(folder);
+        fs::write(full.fill(), [b'x'; 4096])?;
         Ok(full)
+    }
+
+    fn fill(&self) -> String {
+        format!("{}/fill", self.0)
     }
 }
 
 impl Drop for Full {
     fn drop(&mut self) {
-        fs::remove_file(&self.0).ok();
+        fs::remove_file(self.fill()).ok();
+        resize(self.0, "size=64m").ok();
     }
+}
+
+fn resize(folder: &str, size: &str) -> Result<()> {
+    let remount = mount(None::<&str>, folder, None::<&str>, MsFlags::MS_REMOUNT, Some(size));
+    remount.with_context(|| format!("{size} for {folder}"))
 }
 
 fn no_temporary_file() -> Result<()> {
@@ -105,7 +119,7 @@ fn an_apply_that_is_killed_at_any_step_leaves_old_or_new(hook: Hook) -> Result<(
         set(all)
     };
     let (was, is) = ((of_files(8080..8083), false), (of_files(8082..8090), true));
-    let (mut steps, mut seen) = (0_usize, (0, 0));
+    let (mut steps, mut seen) = (0_usize, Vec::new());
     while steps < MOST_STEPS {
         steps = steps.saturating_add(1);
         write(MAIN, &new)?;
@@ -114,11 +128,7 @@ fn an_apply_that_is_killed_at_any_step_leaves_old_or_new(hook: Hook) -> Result<(
         let found = (set(list), quotas);
         ensure!(found == was || found == is, "killed at step {steps}: {found:?}");
         ensure!(was_killed || found == is, "it ended by itself, and {found:?}");
-        if found == is {
-            seen.1 += 1
-        } else {
-            seen.0 += 1
-        }
+        seen.push(found == is);
         client::get(&lab.world, &format!("{EXTERNAL}:8082"), "/").with_context(|| format!("step {steps}"))?;
         client::get(&lab.world, &format!("{EXTERNAL}:9090"), "/").with_context(|| format!("step {steps}"))?;
         // The next command: the old files again.
@@ -136,14 +146,17 @@ fn an_apply_that_is_killed_at_any_step_leaves_old_or_new(hook: Hook) -> Result<(
             break;
         }
     }
-    println!(
-        "killed at each of {} steps: old state {}, new state {} times",
-        steps.saturating_sub(1),
-        seen.0,
-        seen.1
-    );
-    ensure!(steps > 6 && steps < MOST_STEPS && seen.0 > 3 && seen.1 > 1, "{steps} steps, {seen:?}");
+    tell(steps, &seen)?;
     lab.assert_invariants()
+}
+
+/// Prints which state was found how often, after each step but the last, which none was.
+fn tell(steps: usize, seen: &[bool]) -> Result<()> {
+    let new = seen.iter().filter(|is_new| **is_new).count();
+    let old = seen.len().saturating_sub(new);
+    println!("killed at each of {} steps: old state {old}, new state {new} times", steps.saturating_sub(1));
+    ensure!(steps > 6 && steps < MOST_STEPS && old > 3 && new > 1, "{steps} steps, {old} old, {new} new");
+    Ok(())
 }
 
 fn an_add_that_is_killed_at_any_step_leaves_old_or_new(hook: Hook) -> Result<()> {
@@ -151,18 +164,14 @@ fn an_add_that_is_killed_at_any_step_leaves_old_or_new(hook: Hook) -> Result<()>
     lab.up(hook)?;
     lab.vmnat_ok(&["dnat", "add", &http(9090)])?;
     lab.kill_agent()?;
-    let (mut steps, mut seen) = (0_usize, (0, 0));
+    let (mut steps, mut seen) = (0_usize, Vec::new());
     while steps < MOST_STEPS {
         steps = steps.saturating_add(1);
         let was_killed = killed_at(&lab, &["dnat", "add", &http(8080)], steps)?;
         let list = listed(&lab)?;
         ensure!(list.first().is_some_and(|(spec, _)| *spec == http(9090)), "step {steps}: {list:?}");
         ensure!(list.len() <= 2 && (was_killed || list.len() == 2), "step {steps}: {list:?}");
-        if list.len() == 2 {
-            seen.1 += 1
-        } else {
-            seen.0 += 1
-        }
+        seen.push(list.len() == 2);
         lab.vmnat_ok(&["network", "add", "virbr0"])?;
         let works = client::get(&lab.world, &format!("{EXTERNAL}:8080"), "/");
         ensure!(works.is_ok() == (list.len() == 2), "step {steps}: the next command has not made it true");
@@ -174,13 +183,7 @@ fn an_add_that_is_killed_at_any_step_leaves_old_or_new(hook: Hook) -> Result<()>
             break;
         }
     }
-    println!(
-        "killed at each of {} steps: old state {}, new state {} times",
-        steps.saturating_sub(1),
-        seen.0,
-        seen.1
-    );
-    ensure!(steps > 6 && steps < MOST_STEPS && seen.0 > 3 && seen.1 > 1, "{steps} steps, {seen:?}");
+    tell(steps, &seen)?;
     lab.assert_invariants()
 }
 
