@@ -1,6 +1,6 @@
 //! Desired state: what the operator's files say, how it joins what the command line says, and how it becomes true.
 //!
-//! Every option is declared once, in [`keys`]: its name, its sentence, how it is read and written. All else follows from
+//! Every option is declared once, in `keys.rs`: its name, its sentence, how it is read and written. All else follows from
 //! that: messages with places, who owns what, differences in words, the sample, and `config show`.
 //!
 //! An instance has two layers. The files' layer is what the last `apply` took over, kept in [`FileLayer`]; all else in
