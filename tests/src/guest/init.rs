@@ -22,6 +22,38 @@ report download hash
 report query query
 "#;
 
+/// A guest's beginning without an address; the names of its reports are those of checks, with `-` for each space.
+const FRESH: &str = r#"#!/bin/busybox sh
+/bin/busybox --install -s /bin
+export PATH=/bin
+mount -t proc proc /proc; mount -t sysfs sysfs /sys; mount -t devtmpfs dev /dev 2>/dev/null
+for module in /mod/*.ko; do insmod "$module"; done
+ip link set lo up; ip link set eth0 up
+httpd -p 80 -h /www
+report() { name=$1; shift; if out=$("$@" 2>&1); then echo "vm:$name ok" $out; else echo "vm:$name FAIL" $out; fi; }
+quiet() { "$@" >/dev/null; }
+cat >/tmp/bound <<'END'
+#!/bin/sh
+[ "$1" = bound ] || exit 0
+ip addr add $ip/$mask dev eth0; ip route add default via $router; echo $ip >/tmp/address; echo $router >/tmp/router
+END
+chmod +x /tmp/bound
+lease() { udhcpc -i eth0 -n -q -f -t 8 -T 1 -s /tmp/bound >/dev/null 2>&1; cat /tmp/address && [ "$(cat /tmp/router)" = $LAB_GATEWAY ]; }
+query() { answer=$(timeout 6 nslookup -type=a "$LAB_QUESTION" "$1" | awk '/^Address/{a=$NF} END{print a}'); echo "$answer"; [ "$answer" = "$LAB_EXTERNAL" ]; }
+talk() { seen=$(timeout 6 nc -w 5 $1 7000 </dev/null); echo "$seen"; case $seen in "$2":*) ;; *) false;; esac; }
+hash() { sum=$(timeout 40 wget -q -O - "http://$LAB_SERVER/bytes/$LAB_SIZE" | sha256sum); echo "$sum"; [ "${sum%% *}" = "$LAB_HASH" ]; }
+report dhcp lease
+[ -e /tmp/address ] || { ip addr add $LAB_ADDRESS/24 dev eth0; ip route add default via $LAB_GATEWAY; echo $LAB_ADDRESS >/tmp/address; }
+report gateway quiet ping -q -c 1 -w 8 $LAB_GATEWAY
+report gw-dns query $LAB_GATEWAY
+report ping quiet ping -q -c 1 -w 5 $LAB_SERVER
+report fragments quiet ping -q -c 1 -s 3000 -w 5 $LAB_SERVER
+report tcp talk $LAB_SERVER $LAB_EXTERNAL
+report dns query $LAB_RESOLVER
+report http hash
+report sibling talk $LAB_SIBLING "$(cat /tmp/address)"
+"#;
+
 /// It serves with nginx and sshd, whose complaints go to the console. A server in the background keeps its standard
 /// error open, for which a report would wait.
 const SERVES: &str = r#"
@@ -40,6 +72,11 @@ while :; do sleep 60; done
 /// Init of a guest that tries the world.
 pub(super) fn caller() -> String {
     [GUEST, CALLS, END].concat()
+}
+
+/// Init of a guest that asks for its address first.
+pub(super) fn fresh() -> String {
+    [FRESH, END].concat()
 }
 
 /// Init of a guest that runs real servers.

@@ -1,5 +1,6 @@
 //! Machines in QEMU without KVM, on a distribution's kernel: a real guest, one with real servers, and a host of its own.
 
+pub mod fresh;
 mod init;
 mod login;
 mod server;
@@ -26,7 +27,8 @@ pub const ADDRESS: &str = "192.168.122.20";
 pub const QUESTION: &str = "whoami.lab";
 
 const MAC: &str = "52:54:00:00:00:20";
-const TAP: &str = "vnet9";
+/// Its tap, which stays when the guest ends.
+pub const TAP: &str = "vnet9";
 const FOLDER: &str = "/run/vm";
 const MODULES: [&str; 2] = ["virtio_pci", "virtio_net"];
 /// What a VM host of the tests needs of its kernel.
@@ -89,15 +91,19 @@ impl VirtualMachine {
     ///
     /// When it does not finish within `patience`, or reports a failure.
     pub fn reports(&mut self, patience: Duration) -> Result<Vec<String>> {
+        let lines = self.lines(patience)?;
+        let failed: Vec<_> = lines.iter().filter(|line| line.contains(" FAIL")).collect();
+        ensure!(failed.is_empty(), "the guest reports {failed:?}; all it said:\n{}", self.said());
+        Ok(lines)
+    }
+
+    /// Waits until the guest has reported everything, whatever it reports.
+    fn lines(&mut self, patience: Duration) -> Result<Vec<String>> {
         let deadline = Instant::now() + patience;
         loop {
             let said = self.said();
             if said.contains("vm:done") {
-                let lines: Vec<String> =
-                    said.lines().filter(|line| line.starts_with("vm:")).map(Into::into).collect();
-                let failed: Vec<_> = lines.iter().filter(|line| line.contains(" FAIL")).collect();
-                ensure!(failed.is_empty(), "the guest reports {failed:?}; all it said:\n{said}");
-                return Ok(lines);
+                return Ok(said.lines().filter(|line| line.starts_with("vm:")).map(Into::into).collect());
             }
             let why = if self.qemu.is_running() { "is not done yet" } else { "has ended early" };
             ensure!(
@@ -120,10 +126,11 @@ impl VirtualMachine {
 fn boot_guest(lab: &Lab, kernel: &Kernel, mut archive: Archive) -> Result<VirtualMachine> {
     archive.file("www/index.html", 0o644, b"served by the guest\n");
     archive.file("www/bytes", 0o644, &service::content(SERVED));
-    lab.host
-        .exec(&["ip", "tuntap", "add", TAP, "mode", "tap", "vnet_hdr"])
+    // A host that is a machine of its own has no QEMU.
+    let host = lab.host.outside();
+    host.exec(&["ip", "tuntap", "add", TAP, "mode", "tap", "vnet_hdr"])
         .context("a tap needs /dev/net/tun")?;
-    lab.host.exec(&["ip", "link", "set", TAP, "master", "virbr0", "up"])?;
+    host.exec(&["ip", "link", "set", TAP, "master", "virbr0", "up"])?;
     let arguments = kernel_arguments();
     let network = format!("tap,id=n,ifname={TAP},script=no,downscript=no");
     let device = format!("virtio-net-pci,netdev=n,mac={MAC},romfile=");
@@ -140,12 +147,15 @@ fn boot_machine(
     fs::create_dir_all(FOLDER)?;
     let initramfs = format!("{FOLDER}/initramfs");
     fs::write(&initramfs, archive.finish())?;
+    // What the guest before has said is not this one's.
+    fs::remove_file(serial()).ok();
     let image = kernel.image.to_str().context("a path that is no text")?;
     let serial = format!("file:{}", serial().display());
     let machine = ["-accel", "tcg", "-cpu", "max", "-nodefaults", "-no-reboot", "-display", "none"];
     let boot = ["-serial", &serial, "-kernel", image, "-initrd", &initramfs, "-append", arguments];
     let command = [&["qemu-system-x86_64"], &machine[..], &boot[..], further].concat();
-    let qemu = lab.host.start(&command).context("install it with `apt-get install qemu-system-x86`")?;
+    let qemu =
+        lab.host.outside().start(&command).context("install it with `apt-get install qemu-system-x86`")?;
     Ok(VirtualMachine { qemu })
 }
 
@@ -162,6 +172,7 @@ fn kernel_arguments() -> String {
         ("SERVER", SERVER),
         ("RESOLVER", crate::lab::RESOLVER),
         ("EXTERNAL", crate::lab::EXTERNAL),
+        ("SIBLING", &crate::lab::guest_address(1)),
         ("QUESTION", QUESTION),
         ("SIZE", &DOWNLOAD.to_string()),
         ("HASH", &hash),

@@ -9,8 +9,6 @@ use vmnat_tests::hosts::{
     variant::Variant,
 };
 
-use crate::SERVICES_REFUSED;
-
 mod full {
     play!(docker_before, ufw_before, firewalld_before, firewalld_and_docker_before, ruleset_before);
 }
@@ -63,7 +61,6 @@ fn ufw_before() -> Variant {
             Check::Dhcp,
             Check::Forward,
         ],
-        after: SERVICES_REFUSED,
         ..docker_before()
     }
 }

@@ -1,7 +1,5 @@
 //! The six situations in which hosts cut their guests off, with the real software, first without vmnat and then with it.
 
-use vmnat_tests::hosts::checks::Check;
-
 /// Makes each variant a test of its name.
 macro_rules! play {
     ($($variant:ident),+ $(,)?) => {
@@ -9,14 +7,15 @@ macro_rules! play {
     };
 }
 
-/// What the host serves its guests where its firewall lets nothing in: vmnat has the names answered.
-const SERVICES_REFUSED: &[(Check, &str)] = &[(Check::Dhcp, DHCP_REFUSED)];
+/// Has vmnat give addresses on a bridge of one's own whose DHCP server the firewall keeps guests from; for libvirt's networks it does so
+/// by itself.
+const SERVE_DHCP: &[&str] = &["--dhcp", "192.168.122.100-192.168.122.199"];
 
-const DHCP_REFUSED: &str = "the host's firewall lets no request in to its own DHCP server";
-
+mod causes;
 mod churn;
 mod docker;
 mod firewalld;
+mod guests;
 mod libvirt_nft;
 mod machine;
 mod nftables;

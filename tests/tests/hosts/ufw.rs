@@ -1,6 +1,6 @@
 //! ufw with Debian's defaults: what is not asked for is dropped, coming in and forwarded.
 
-use crate::{SERVICES_REFUSED, churn::UNNOTICED};
+use crate::{SERVE_DHCP, churn::UNNOTICED};
 use vmnat_tests::hosts::{
     Tree,
     checks::Check,
@@ -55,8 +55,8 @@ fn bridge() -> Variant {
             ufw::enable(stage)
         },
         before: REFUSED,
-        options: &[],
-        after: SERVICES_REFUSED,
+        options: SERVE_DHCP,
+        after: &[],
         changes: &[RELOAD, RELOAD_OF_ALL],
     }
 }
@@ -103,6 +103,7 @@ fn two_libvirt_networks() -> Variant {
         before: &[Check::Forward],
         after: &[],
         changes: &[RELOAD],
+        options: &[],
         ..bridge()
     }
 }
@@ -120,6 +121,7 @@ fn libvirt_after() -> Variant {
         before: &[Check::Forward],
         after: &[],
         changes: &[],
+        options: &[],
         ..bridge()
     }
 }
@@ -150,6 +152,7 @@ fn libvirt_and_builtins() -> Variant {
             Check::NoLeak,
         ],
         changes: &[],
+        options: &[],
         ..bridge()
     }
 }
