@@ -5,6 +5,7 @@
 
 mod lease_watch;
 mod listener;
+mod reload;
 mod round;
 
 use std::{
@@ -118,11 +119,12 @@ pub fn end(instance: &Instance) -> Result<bool> {
     anyhow::bail!("the agent (process {pid}) does not end")
 }
 
-/// Tells the instance's agent, if one runs, that what it has to wait for has changed.
+/// Tells the instance's agent, if one runs, that what it has to wait for has changed. SIGHUP is not for that: it reads the
+/// operator's files again, which a command about something else must not do.
 pub fn nudge(instance: &Instance) {
     if let Some(pid) = running(instance) {
         // One that has just ended needs no telling.
-        let _ = nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGHUP);
+        let _ = nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGUSR1);
     }
 }
 
@@ -134,6 +136,7 @@ pub fn nudge(instance: &Instance) {
 pub async fn run(instance: &Instance, ready: impl FnOnce()) -> Result<()> {
     // Before others can see that it runs: they signal it.
     let mut hangup = signal(SignalKind::hangup())?;
+    let mut nudged = signal(SignalKind::user_defined1())?;
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
     let _place = Place::take(instance)?;
@@ -164,7 +167,9 @@ pub async fn run(instance: &Instance, ready: impl FnOnce()) -> Result<()> {
                 agent.relay.leave_lost_room(instance);
             }
             _ = look.tick() => agent.reconcile().await,
-            _ = hangup.recv() => agent.reconcile().await,
+            _ = hangup.recv() => agent.reload(&mut kernel_log).await,
+            () = due(agent.reload_due) => agent.reload(&mut kernel_log).await,
+            _ = nudged.recv() => agent.reconcile().await,
             _ = terminate.recv() => break,
             _ = interrupt.recv() => break,
         }
@@ -216,6 +221,8 @@ struct Agent<'a> {
     dhcp: Dhcp,
     /// When to reconcile.
     due: Option<Instant>,
+    /// When to read the operator's files, because a command was at it.
+    reload_due: Option<Instant>,
     /// Routes have changed: flows must look at their way again.
     rerouted: bool,
     /// The routes of the last picture. The kernel tells nobody of those that go with a link (`fib_disable_ip()` of
@@ -242,6 +249,7 @@ impl<'a> Agent<'a> {
             relay: Relay::default(),
             dhcp: Dhcp::default(),
             due: None,
+            reload_due: None,
             rerouted: false,
             routes: Vec::new(),
         })
