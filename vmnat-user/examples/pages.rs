@@ -1,4 +1,5 @@
-//! Writes what packages bring beside the program, made from the command line itself: man pages and completions.
+//! Writes what packages bring beside the program, made from the command line and the keys of files themselves: man pages and
+//! completions.
 
 use std::{env, fs, io, path::Path};
 
@@ -6,12 +7,14 @@ use anyhow::{Context as _, Result};
 use clap::{Command, CommandFactory as _};
 use clap_complete::{Shell, generate_to};
 use clap_mangen::Man;
-use vmnat_user::cli::Cli;
+use vmnat_user::{cli::Cli, config};
 
 /// Administration.
 const SECTION: &str = "8";
 /// The sections of vmnat(8) that the command line does not know.
 const OVERVIEW: &str = include_str!("../../packaging/man/vmnat.8.in");
+/// vmnat.toml(5), around what is said of each key.
+const FILES: &str = include_str!("../../packaging/man/vmnat.toml.5.in");
 
 fn main() -> Result<()> {
     let folder = env::args_os().nth(1).context("say where to write")?;
@@ -26,7 +29,9 @@ fn main() -> Result<()> {
     // `help` has no page.
     let mut command = without_help(Cli::command());
     command.build();
-    write_pages(&command, &man, OVERVIEW)
+    write_pages(&command, &man, OVERVIEW)?;
+    let page = FILES.replace("@VERSION@", env!("CARGO_PKG_VERSION")).replace("@KEYS@\n", &config::manual());
+    fs::write(man.join("vmnat.toml.5"), page).context("write vmnat.toml.5")
 }
 
 fn without_help(command: Command) -> Command {

@@ -6,6 +6,7 @@
 mod lease_watch;
 mod listener;
 mod place;
+mod reload;
 mod round;
 
 use std::{future, time::Duration};
@@ -54,6 +55,7 @@ const ASK_BUS: Duration = Duration::from_secs(2);
 pub async fn run(instance: &Instance, herald: Herald) -> Result<()> {
     // Before others can see that it runs: they signal it.
     let mut hangup = signal(SignalKind::hangup())?;
+    let mut nudged = signal(SignalKind::user_defined1())?;
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
     let _place = Place::take(instance)?;
@@ -88,7 +90,9 @@ pub async fn run(instance: &Instance, herald: Herald) -> Result<()> {
                 agent.relay.leave_lost_room(instance);
             }
             _ = look.tick() => agent.reconcile().await,
-            _ = hangup.recv() => agent.reload().await,
+            _ = hangup.recv() => agent.reload(&mut kernel_log).await,
+            () = due(agent.reload_due) => agent.reload(&mut kernel_log).await,
+            _ = nudged.recv() => agent.reconcile().await,
             _ = terminate.recv() => break,
             _ = interrupt.recv() => break,
         }
@@ -153,6 +157,8 @@ struct Agent<'a> {
     dhcp: Dhcp,
     /// When to reconcile.
     due: Option<Instant>,
+    /// When to read the operator's files, because a command was at it.
+    reload_due: Option<Instant>,
     readiness: Readiness,
     /// The last failure to make all true, which is said once.
     failure: Option<String>,
@@ -182,6 +188,7 @@ impl<'a> Agent<'a> {
             relay: Relay::default(),
             dhcp: Dhcp::default(),
             due: None,
+            reload_due: None,
             readiness: Readiness::Begun,
             failure: None,
             rerouted: false,
@@ -249,15 +256,6 @@ impl<'a> Agent<'a> {
                 }
                 self.plan(SETTLE_NEIGHBOURS);
             }
-        }
-    }
-
-    /// The same at somebody's wish (SIGHUP).
-    async fn reload(&mut self) {
-        systemd::reloading();
-        self.reconcile().await;
-        if self.readiness == Readiness::Told {
-            systemd::ready();
         }
     }
 

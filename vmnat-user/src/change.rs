@@ -4,11 +4,14 @@ use anyhow::{Context as _, Result};
 use rtnetlink::Handle;
 
 use crate::{
+    config,
+    dataplane::{self, LoadOptions},
+    error::Error,
     facts::{self, Facts},
     forwards::{PortForward, store::Staged},
     paths::Instance,
     reconcile::{self, Reconciled},
-    state::{self, Lock, State},
+    state::{self, Lock, StagedState, State, kept::StagedWish},
     tables::Tables,
     takeover::{self, TakenOver},
 };
@@ -84,8 +87,10 @@ impl Change {
     /// Makes the changed state true, and writes it.
     ///
     /// # Errors
-    /// When the state cannot be made true; the file then holds what was done.
+    /// [`crate::error::Error::Foreign`] when that is not what files of the configuration say, and then nothing has
+    /// changed; or when the state cannot be made true, and the file then holds what was done.
     pub async fn apply(&mut self) -> Result<Reconciled> {
+        config::refuse_foreign(&self.instance, &self.state)?;
         let tables = self.tables()?;
         let Self { instance, handle, state, facts, .. } = self;
         let done = reconcile::reconcile(instance, handle, &tables, state, facts).await;
@@ -93,27 +98,70 @@ impl Change {
         done
     }
 
-    /// Makes changed port forwards true, all of them or none: their file is on the disk before the kernel is told, and
-    /// takes its name after. When that fails, `before` is put back.
+    /// Makes changed port forwards true, all of them or none, as [`Change::apply_whole`].
     ///
     /// # Errors
-    /// When the file cannot be written, or the forwards cannot be made true.
+    /// As [`Change::apply_whole`].
     pub async fn apply_forwards(&mut self, before: Vec<PortForward>) -> Result<Reconciled> {
+        let mut known = self.state.clone();
+        known.forwards = before;
+        known.next_forward = self.next_forward;
+        self.apply_whole(&known).await
+    }
+
+    /// Makes the changed state true, all of it or nothing: every file is on the disk before the first one takes its name,
+    /// and when a step fails, kernel and files are as before. Where nothing has changed, no file is written.
+    ///
+    /// # Errors
+    /// When a file cannot be written, the state cannot be made true, or an interface refuses what it has not refused before.
+    pub async fn apply_whole(&mut self, before: &State) -> Result<Reconciled> {
         let tables = self.tables()?;
-        let staged = self.lock.stage(&self.state)?;
-        let Self { instance, handle, state, facts, next_forward, .. } = self;
+        // A full disk is met before the kernel is told.
+        let staged = (self.lock.stage(&self.state)?, self.lock.stage_wish(&self.state)?);
+        let Self { instance, handle, state, facts, .. } = self;
         let done = reconcile::reconcile(instance, handle, &tables, state, facts).await;
-        let done = done.and_then(|done| staged.map_or(Ok(()), Staged::commit).map(|()| done));
+        let done = done.and_then(|done| refuse_failures(before, done));
+        let done = done.and_then(|done| self.write(before, staged).map(|()| done));
         if done.is_err() {
-            state.forwards = before;
-            state.next_forward = *next_forward;
-            let undone = reconcile::reconcile(instance, handle, &tables, state, facts).await;
-            if let Err(error) = undone {
-                tracing::warn!("cannot put the port forwards back: {error:#}");
-            }
+            self.put_back(before, &tables).await;
         }
-        self.save()?;
         done
+    }
+
+    /// Writes the last file beside the others, and only then gives them their names.
+    fn write(&self, before: &State, staged: (Option<Staged>, Option<StagedWish>)) -> Result<()> {
+        let running = if self.state == *before { None } else { Some(self.lock.stage_running(&self.state)?) };
+        let (store, wish) = staged;
+        store.map_or(Ok(()), Staged::commit)?;
+        wish.map_or(Ok(()), StagedWish::commit)?;
+        running.map_or(Ok(()), StagedState::commit)
+    }
+
+    /// Makes the former wish true again; what was recorded for `down` since then stays on record.
+    async fn put_back(&mut self, before: &State, tables: &Tables) {
+        config::copy_wish(before, &mut self.state);
+        let Self { instance, handle, state, facts, .. } = self;
+        if let Err(error) = reconcile::reconcile(instance, handle, tables, state, facts).await {
+            tracing::warn!("cannot put back what was: {error:#}");
+        }
+        if let Err(error) = self.save() {
+            tracing::warn!("cannot write what was put back: {error:#}");
+        }
+    }
+
+    /// Loads the kernel half unless it is loaded as it should be; true when it did.
+    ///
+    /// # Errors
+    /// As [`dataplane::load`].
+    pub fn load(&mut self) -> Result<bool> {
+        let Self { instance, state, .. } = self;
+        let object = format!("{}-{}", dataplane::fingerprint(), u8::from(state.kernel_log));
+        if state.object == object && dataplane::is_pinned(instance) {
+            return Ok(false);
+        }
+        dataplane::load(instance, LoadOptions { flows: state.flows, kernel_log: state.kernel_log })?;
+        state.object = object;
+        Ok(true)
     }
 
     /// [`Change::apply`] for an instance that has just been loaded: before the first packet meets a program, the guests'
@@ -135,4 +183,13 @@ impl Change {
         self.save()?;
         taken.map(|taken| (done, taken))
     }
+}
+
+/// Fails with what single interfaces refuse, unless they have refused it before.
+fn refuse_failures(before: &State, done: Reconciled) -> Result<Reconciled> {
+    let steps: Vec<String> = done.failures.iter().map(|failure| format!("{failure:#}")).collect();
+    if steps.iter().all(|step| before.warnings.contains(step)) {
+        return Ok(done);
+    }
+    Err(Error::Undone { steps }.into())
 }

@@ -5,7 +5,7 @@ use std::{net::Ipv4Addr, path::PathBuf};
 use ipnet::Ipv4Net;
 use thiserror::Error;
 
-use crate::exit::Exit;
+use crate::{config::Faults, exit::Exit};
 
 /// Trouble that an operator can act on.
 #[derive(Debug, Error)]
@@ -207,6 +207,12 @@ pub enum Error {
         /// A line for each.
         steps: Vec<String>,
     },
+    /// Some steps failed, and the others were undone.
+    #[error("nothing was changed, because these steps failed:\n{}", steps.iter().map(|step| format!("  {step}")).collect::<Vec<_>>().join("\n"))]
+    Undone {
+        /// A line for each.
+        steps: Vec<String>,
+    },
     /// It runs, and not all of it.
     #[error("instance \"{instance}\" is not whole: {what}; `vmnat{option} up` puts that right")]
     Degraded {
@@ -217,6 +223,34 @@ pub enum Error {
         /// The option that names it, where it is not the default.
         option: String,
     },
+    /// A configuration makes no sense, or cannot be.
+    #[error(transparent)]
+    BadConfig(#[from] Box<Faults>),
+    /// No file says anything.
+    #[error(
+        "there is no configuration in {}: write vmnat.toml there (`vmnat config sample` shows every key), or name a file with -f",
+        folder.display()
+    )]
+    NoConfig {
+        /// Where it would be.
+        folder: PathBuf,
+    },
+    /// A command would change what the files say.
+    #[error("{what} is what {origin} says: change it there, and run `vmnat{option} apply`")]
+    Foreign {
+        /// What it is about.
+        what: String,
+        /// The file, or the folder of the files.
+        origin: String,
+        /// The option that names the instance, where it is not the default.
+        option: String,
+    },
+    /// `diff` could not compare.
+    #[error("{text}")]
+    Trouble {
+        /// Why.
+        text: String,
+    },
     /// The words after the command make no sense.
     #[error("{0}")]
     Usage(String),
@@ -225,7 +259,7 @@ pub enum Error {
 impl Error {
     /// The code that a command ends with.
     #[must_use]
-    pub const fn exit(&self) -> Exit {
+    pub fn exit(&self) -> Exit {
         match self {
             Self::NotPermitted { .. } => Exit::NotPermitted,
             Self::NoInterface { .. }
@@ -239,19 +273,27 @@ impl Error {
             Self::NoBpfFs { .. } | Self::HiddenPins { .. } => Exit::NoBpfFs,
             Self::Overlap { .. } => Exit::Overlap,
             Self::NotRunning { .. } => Exit::NotRunning,
-            Self::Locked { .. } | Self::Taken { .. } => Exit::Conflict,
+            Self::Locked { .. } | Self::Taken { .. } | Self::Foreign { .. } => Exit::Conflict,
             Self::NotAGuest { .. }
             | Self::NoLease { .. }
             | Self::NoForward { .. }
             | Self::Silent
+            | Self::Undone { .. }
             | Self::Unfit { .. }
             | Self::BadStore { .. } => Exit::Failed,
             Self::UnknownLayout { .. } => Exit::UnknownLayout,
             Self::Partial { .. } => Exit::Partial,
             Self::Degraded { .. } => Exit::Degraded,
             Self::Offline => Exit::Offline,
-            Self::Usage(_) => Exit::Usage,
+            Self::BadConfig(faults) => faults.exit(),
+            Self::NoConfig { .. } | Self::Trouble { .. } | Self::Usage(_) => Exit::Usage,
         }
+    }
+}
+
+impl From<Faults> for Error {
+    fn from(faults: Faults) -> Self {
+        Self::BadConfig(Box::new(faults))
     }
 }
 

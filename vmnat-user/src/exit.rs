@@ -8,7 +8,7 @@ pub enum Exit {
     Ok = 0,
     /// Failed for a reason that has no code of its own.
     Failed = 1,
-    /// The command line was not understood.
+    /// The command line, or a file of the configuration, was not understood.
     Usage = 2,
     /// Not root, or a capability is missing.
     NotPermitted = 3,
@@ -67,8 +67,8 @@ impl Exit {
     pub const fn meaning(self) -> &'static str {
         match self {
             Self::Ok => "done",
-            Self::Failed => "failed",
-            Self::Usage => "the command line was not understood",
+            Self::Failed => "failed; `diff`: something differs",
+            Self::Usage => "the command line or a configuration was not understood; `diff`: any trouble",
             Self::NotPermitted => "not root, or a capability is missing",
             Self::NoInterface => "no such interface, or not of the kind that is needed",
             Self::NoUplinkAddress => "the uplink has no IPv4 address, or not the one that was asked for",

@@ -10,6 +10,7 @@ use vmnat_common::Protocol;
 
 use crate::{
     cli,
+    config::{self, SourceText},
     conntrack::{self, Translation},
     dhcp, docker, doctor, facts,
     forwards::{ForwardSpec, store},
@@ -23,7 +24,8 @@ use crate::{
 pub type Target = (&'static str, fn(&[u8]));
 
 /// Every target of this crate.
-pub const TARGETS: [Target; 19] = [
+pub const TARGETS: [Target; 20] = [
+    ("config_file", config_file),
     ("forward_spec", forward_spec),
     ("forward_file", forward_file),
     ("forward_store", forward_store),
@@ -100,6 +102,25 @@ pub fn forward_file(bytes: &[u8]) {
             survives_json(&request.wish);
         }
     }
+}
+
+/// A file of the configuration: what is understood can be written, and is then understood as the same.
+pub fn config_file(bytes: &[u8]) {
+    let Ok(text) = str::from_utf8(bytes) else { return };
+    let read = |text: &str| config::parse(vec![SourceText::new("vmnat.toml", text)]);
+    let config = match read(text) {
+        Ok(config) => config,
+        Err(faults) => {
+            assert!(
+                faults.count() > 0 && faults.to_string().contains("vmnat.toml") && !faults.brief().is_empty()
+            );
+            return;
+        }
+    };
+    let made = config::made_of(&config);
+    let written = config::effective(&made);
+    let again = read(&written).map(|config| config::made_of(&config)).map_err(|faults| faults.to_string());
+    assert_eq!(again.as_ref(), Ok(&made), "{written}");
 }
 
 /// The file that holds port forwards.

@@ -15,6 +15,9 @@ pub const RUN: &str = "/run/vmnat";
 /// Parent of what every instance keeps over a reboot.
 pub const LIBRARY: &str = "/var/lib/vmnat";
 
+/// Parent of every instance's configuration, and the default one's own.
+pub const CONFIGURATION: &str = "/etc/vmnat";
+
 /// The name that separates this vmnat's pins, state and lock from another's on the same kernel.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Instance(String);
@@ -56,6 +59,13 @@ impl Instance {
     #[must_use]
     pub fn option(&self) -> String {
         if *self == Self::default() { String::new() } else { format!(" --instance {}", self.0) }
+    }
+
+    /// Directory of the operator's files: `/etc/vmnat`, or for another instance than the default one that of its name below.
+    #[must_use]
+    pub fn configuration(&self) -> PathBuf {
+        let folder = PathBuf::from(CONFIGURATION);
+        if *self == Self::default() { folder } else { folder.join(&self.0) }
     }
 
     /// All of the instance's pins, of every schema.

@@ -255,7 +255,7 @@ fn settle_maps(tables: &Tables, plan: &Plan, facts: &Facts, done: &mut Reconcile
             done.changes.push(format!("ended {ended} flows that the access lists forbid"));
         }
     }
-    let flushed = flush_orphans(tables, &uplinks, &networks, plan)?;
+    let flushed = flush_orphans(tables, &uplinks, &networks, plan, facts)?;
     if flushed > 0 {
         done.changes.push(format!("removed {flushed} flows of what is gone"));
     }
@@ -293,12 +293,15 @@ where
     Ok(lines)
 }
 
-/// Removes the flows whose external address, uplink or network has gone.
+/// Removes the flows whose external address, uplink or network has gone. Those of a bridge that is deleted or down stay: it may
+/// be about to come back, as when libvirt restarts a network, and where the host knew nothing of them, it would reset what
+/// the world still sends.
 fn flush_orphans(
     tables: &Tables,
     uplinks: &[(u32, Uplink)],
     networks: &[(NetworkKey, Network)],
     plan: &Plan,
+    facts: &Facts,
 ) -> Result<usize> {
     let kept = |index: u32, address| {
         plan.uplink.iter().any(|(kept, uplink)| *kept == index && uplink.address == address)
@@ -309,11 +312,15 @@ fn flush_orphans(
         plan.uplink.iter().map(|(_, uplink)| uplink.address).chain(forwarded).any(|found| found == address)
     };
     let lost_uplink = uplinks.iter().any(|(index, uplink)| !kept(*index, uplink.address));
-    let lost_network = networks.iter().any(|(key, _)| !plan.network.iter().any(|(kept, _)| kept == key));
-    if !lost_uplink && !lost_network {
+    let planned = |key: &NetworkKey| plan.network.iter().any(|(kept, _)| kept == key);
+    let waits = |network: &Network| facts.link_at(network.bridge).is_none_or(|bridge| !bridge.up);
+    let (waiting, gone): (Vec<_>, Vec<_>) =
+        networks.iter().filter(|(key, _)| !planned(key)).partition(|(_, network)| waits(network));
+    if !lost_uplink && gone.is_empty() {
         return Ok(0);
     }
-    let guests: Vec<Ipv4Net> = plan.network.iter().filter_map(|(key, _)| subnet(*key)).collect();
+    let networks = plan.network.iter().chain(waiting);
+    let guests: Vec<Ipv4Net> = networks.filter_map(|(key, _)| subnet(*key)).collect();
     flush(tables, |key, session| {
         let has_network = guests.iter().any(|network| network.contains(&Ipv4Addr::from(key.source)));
         let has_exit = if session.address == key.source {

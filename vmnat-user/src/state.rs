@@ -22,12 +22,13 @@ use ipnet::Ipv4Net;
 use serde::{Deserialize, Serialize};
 
 pub use self::{
-    lock::Lock,
+    lock::{Lock, StagedState},
     records::{FilterRecord, HookMode, SysctlRecord},
     wish::{Binding, Bridge, Filtering, GuestQuotas, PoolRange},
 };
 use crate::{
     access::Rule,
+    config::FileLayer,
     error::Error,
     forwards::{
         Expiry, PortForward, Resolved,
@@ -97,6 +98,9 @@ pub struct State {
     /// What guests may reach, and who may call them.
     #[serde(default)]
     pub access: Vec<Rule>,
+    /// What of all this files of the configuration say.
+    #[serde(default)]
+    pub file: FileLayer,
     /// Kernel settings to put back.
     pub sysctls: Vec<SysctlRecord>,
     /// The loopback's setting that services need, to put back.
@@ -142,6 +146,7 @@ impl State {
             bindings: Vec::new(),
             untranslated: Vec::new(),
             access: Vec::new(),
+            file: FileLayer::default(),
             sysctls: Vec::new(),
             loopback: None,
             filters: Vec::new(),
@@ -183,7 +188,7 @@ impl State {
     /// Divides the port forwards: what the store holds, and the state that is written beside it.
     fn divide(&self) -> (Store, Self) {
         let mut running = self.clone();
-        let (own, kept) = running.forwards.drain(..).partition(|forward| forward.wish.runtime_only);
+        let (own, kept) = running.forwards.drain(..).partition(|forward| !forward.wish.is_kept());
         running.forwards = own;
         (Store::new(self.next_forward, kept), running)
     }

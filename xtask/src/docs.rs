@@ -18,7 +18,7 @@ pub struct Args {}
 const VARIABLE: &str = "VMNAT_WRITE_DOCS";
 
 /// The tests that stand for a page.
-const TESTS: [&str; 1] = ["the_page_of_counters_is_up_to_date"];
+const TESTS: [&str; 2] = ["the_page_of_counters_is_up_to_date", "the_sample_configuration_is_up_to_date"];
 
 /// Writes every page.
 pub fn run(_args: &Args) -> Result<()> {

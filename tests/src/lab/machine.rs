@@ -54,8 +54,8 @@ fn end_marked(is_due: impl Fn(i32) -> bool) {
     }
 }
 
-/// A mount namespace of this thread, and of all threads and processes that it starts, with a bpffs, a `/run` and a
-/// `/var/lib` (of vmnat's port forwards, and of lease files) of its own.
+/// A mount namespace of this thread, and of all threads and processes that it starts, with a bpffs, a `/run`, a `/var/lib`
+/// (of vmnat's port forwards, and of lease files) and an `/etc` of its own: the machine's, without its vmnat.
 #[derive(Debug)]
 pub(super) struct Mounts;
 
@@ -79,13 +79,30 @@ impl Mounts {
             mount(Some("tmpfs"), place, Some("tmpfs"), MsFlags::empty(), none)
                 .with_context(|| format!("a tmpfs on {place}"))?;
         }
+        own_etc().context("an /etc of the lab's own (the kernel needs CONFIG_OVERLAY_FS)")?;
         Ok(Self)
+    }
+}
+
+/// Lays a writable layer over `/etc`. It lies on a tmpfs that is out of sight.
+fn own_etc() -> Result<()> {
+    const ASIDE: &str = "/mnt";
+    let none = None::<&str>;
+    mount(Some("tmpfs"), ASIDE, Some("tmpfs"), MsFlags::empty(), none)?;
+    fs::create_dir(format!("{ASIDE}/upper"))?;
+    fs::create_dir(format!("{ASIDE}/work"))?;
+    let layers = format!("lowerdir=/etc,upperdir={ASIDE}/upper,workdir={ASIDE}/work");
+    mount(Some("overlay"), "/etc", Some("overlay"), MsFlags::empty(), Some(layers.as_str()))?;
+    umount2(ASIDE, MntFlags::MNT_DETACH)?;
+    match fs::remove_dir_all("/etc/vmnat") {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(error.into()),
+        Ok(()) | Err(_) => Ok(()),
     }
 }
 
 impl Drop for Mounts {
     fn drop(&mut self) {
-        for target in ["/var/lib", "/run", "/sys/fs/bpf"] {
+        for target in ["/etc", "/var/lib", "/run", "/sys/fs/bpf"] {
             umount2(target, MntFlags::MNT_DETACH).ok();
         }
     }

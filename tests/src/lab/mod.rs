@@ -1,6 +1,6 @@
 //! The lab: guests, the VM host, a router and the world, each in a namespace of its own.
 //!
-//! A lab also has its own `/sys/fs/bpf`, `/run` and `/var/lib`, in a mount namespace of the thread that made it, so
+//! A lab also has its own `/sys/fs/bpf`, `/run`, `/var/lib` and `/etc`, in a mount namespace of the thread that made it, so
 //! vmnat's pins, state, port forwards and agent of one lab are out of reach of all others and of the machine.
 
 pub mod client;

@@ -54,7 +54,7 @@ impl Cause {
         let printed = String::from_utf8_lossy(&output.stdout).into_owned();
         let error = String::from_utf8_lossy(&output.stderr);
         let document: Value = serde_json::from_str(&printed).with_context(|| format!("{printed}{error}"))?;
-        let report = &document["rows"][0];
+        let report = document.pointer("/rows/0").context("no report")?;
         let problems: Vec<&Value> = report["findings"]
             .as_array()
             .into_iter()

@@ -29,7 +29,7 @@ mod full {
 }
 
 /// A busy machine of two cores boots the guest in well under this, and then the guest waits for what does not answer.
-const PATIENCE: Duration = Duration::from_secs(240);
+const PATIENCE: Duration = Duration::from_mins(4);
 
 /// The port of the host that leads to the guest.
 const PORT: &str = "8081";

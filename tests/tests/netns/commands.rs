@@ -81,7 +81,7 @@ fn foreground_stays_until_it_is_told_to_end(hook: Hook) -> Result<()> {
     let program = program.to_str().context("a path that is no text")?;
     let words = ["up", "--bridge", "virbr0", "--uplink", "enp3s0", "--foreground", "--hook", hook.name()];
     let mut process = lab.host.start(&[&[program], &words[..]].concat())?;
-    wait_until("guest 1 is online", Duration::from_secs(5), || {
+    wait_until("guest 1 is online", Duration::from_secs(15), || {
         Ok(client::ping_as(lab.guest(1)?, 1, SERVER, Duration::from_millis(200)).is_ok())
     })?;
     client::converse(lab.guest(1)?, SERVER_ECHO)?;

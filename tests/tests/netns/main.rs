@@ -17,6 +17,7 @@ macro_rules! on_both_hooks {
 
 mod access;
 mod commands;
+mod config;
 mod dhcp;
 mod doctor;
 mod errors;

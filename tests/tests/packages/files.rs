@@ -6,7 +6,7 @@ use anyhow::{Result, ensure};
 use vmnat_tests::packages::{Packages, made::run};
 
 /// Present in each, whatever else comes to be.
-const EXPECTED: [&str; 14] = [
+const EXPECTED: [&str; 17] = [
     "/usr/bin/vmnat",
     "/usr/lib/systemd/system/vmnat.service",
     "/usr/lib/systemd/system/vmnat@.service",
@@ -18,9 +18,12 @@ const EXPECTED: [&str; 14] = [
     "/usr/share/man/man8/vmnat-up.8.gz",
     "/usr/share/man/man8/vmnat-dnat-add.8.gz",
     "/usr/share/man/man8/vmnat-run.8.gz",
+    "/usr/share/man/man8/vmnat-apply.8.gz",
+    "/usr/share/man/man5/vmnat.toml.5.gz",
     "/usr/share/bash-completion/completions/vmnat",
     "/usr/share/fish/vendor_completions.d/vmnat.fish",
     "/usr/share/doc/vmnat/README.md",
+    "/usr/share/doc/vmnat/examples/vmnat.toml",
 ];
 
 #[test]

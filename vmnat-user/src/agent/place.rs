@@ -103,10 +103,11 @@ pub fn end_background(instance: &Instance) -> Result<()> {
     Ok(())
 }
 
-/// Tells the instance's agent, if one runs, that what it has to wait for has changed.
+/// Tells the instance's agent, if one runs, that what it has to wait for has changed. SIGHUP is not for that: it reads the
+/// operator's files again, which a command about something else must not do.
 pub fn nudge(instance: &Instance) {
     if let Some(pid) = running(instance) {
         // One that has just ended needs no telling.
-        let _ = nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGHUP);
+        let _ = nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGUSR1);
     }
 }

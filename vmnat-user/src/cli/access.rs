@@ -49,7 +49,7 @@ enum Action {
 }
 
 /// Rules, by what they say.
-#[derive(Clone, Debug, Default, clap::Args)]
+#[derive(Clone, Debug, Default, PartialEq, clap::Args)]
 pub(super) struct Lists {
     /// What guests may reach, or "none" for no such rule any more; repeatable
     #[arg(long, value_name = "RULE", value_parser = wish, help_heading = HEADING)]

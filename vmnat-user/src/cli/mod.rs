@@ -2,7 +2,10 @@
 
 mod access;
 mod agent;
+mod apply;
+mod config;
 mod counters;
+mod diff;
 pub(crate) mod dnat;
 mod doctor;
 mod down;
@@ -18,12 +21,12 @@ mod status;
 mod up;
 mod uplink;
 
-use std::{fmt::Write as _, time::Duration};
+use std::fmt::Write as _;
 
 use anyhow::Result;
 use clap::{Parser, Subcommand};
 
-use crate::{error::Error, exit::Exit, paths::Instance, reconcile::Reconciled};
+use crate::{duration::duration, error::Error, exit::Exit, paths::Instance, reconcile::Reconciled};
 
 const EXAMPLES: &str = "\
 Examples:
@@ -33,6 +36,7 @@ Examples:
   vmnat dnat add 2222:web:22 --from 10.0.0.0/8 the same to a guest by its lease's name, for some callers
   vmnat status                                 what is attached where, and how it is
   vmnat flows --guest 192.168.122.10           what a guest talks to
+  vmnat apply                                  make true what /etc/vmnat says, all of it or nothing
   vmnat doctor                                 why guests are offline
   vmnat down                                   leave the host as it was found
 ";
@@ -59,6 +63,9 @@ pub struct Cli {
 enum Command {
     Up(Box<up::Args>),
     Down(down::Args),
+    Apply(apply::Args),
+    Diff(diff::Args),
+    Config(config::Args),
     Status(status::Args),
     Doctor(doctor::Args),
     Network(network::Args),
@@ -86,6 +93,9 @@ pub async fn run(cli: Cli) -> Result<()> {
     match command {
         Command::Up(args) => up::run(&instance, *args).await,
         Command::Down(args) => down::run(&instance, &args).await,
+        Command::Apply(args) => apply::run(&instance, &args).await,
+        Command::Diff(args) => diff::run(&instance, &args).await,
+        Command::Config(args) => config::run(&instance, &args),
         Command::Status(args) => status::run(&instance, &args).await,
         Command::Doctor(args) => doctor::run(&instance, &args, verbose > 0).await,
         Command::Network(args) => network::run(&instance, args).await,
@@ -152,23 +162,6 @@ fn fail_in_part(done: &Reconciled) -> Result<()> {
     Err(Error::Partial { steps }.into())
 }
 
-/// Reads `30s`, `2m`, `500ms`, `1h`, `7d`, or seconds without a unit.
-fn duration(text: &str) -> Result<Duration, String> {
-    let wrong = || format!("\"{text}\" is no span of time: write 500ms, 30s, 2m, 1h or 7d");
-    let end = text.find(|c: char| !c.is_ascii_digit() && c != '.').unwrap_or(text.len());
-    let (number, unit) = text.split_at_checked(end).ok_or_else(wrong)?;
-    let number: f64 = number.parse().map_err(|_| wrong())?;
-    let seconds = match unit {
-        "ms" => number / 1000.0,
-        "" | "s" => number,
-        "m" | "min" => number * 60.0,
-        "h" => number * 3600.0,
-        "d" => number * 86_400.0,
-        _ => return Err(wrong()),
-    };
-    Duration::try_from_secs_f64(seconds).map_err(|_| wrong())
-}
-
 #[cfg(test)]
 mod tests {
     use clap::CommandFactory as _;
@@ -185,17 +178,6 @@ mod tests {
         let help = Cli::command().render_long_help().to_string();
         for exit in Exit::ALL {
             assert!(help.contains(exit.meaning()), "{}", exit.meaning());
-        }
-    }
-
-    #[test]
-    fn spans_of_time_are_read() {
-        assert_eq!(duration("30s"), Ok(Duration::from_secs(30)));
-        assert_eq!(duration("0.5"), Ok(Duration::from_millis(500)));
-        assert_eq!(duration("7d"), Ok(Duration::from_hours(168)));
-        assert_eq!(duration("250ms"), Ok(Duration::from_millis(250)));
-        for text in ["", "s", "3w", "-1s", "1e3s"] {
-            assert!(duration(text).is_err(), "{text}");
         }
     }
 }

@@ -6,17 +6,19 @@ use super::up;
 use crate::{
     agent::{self, Herald},
     change::{self, Change},
-    dataplane,
+    config, dataplane,
     error::Error,
-    facts, launch, link,
+    facts::{self, Facts},
+    launch, link,
     paths::Instance,
     reconcile,
     state::{self, HookMode, Lock, State, kept},
 };
 
-/// Bring back what `up` and `dnat` set up, and stay as the agent; for service managers
+/// Bring back what `up` and `dnat` set up and files say, and stay as the agent; for service managers
 ///
-/// What `up` was asked for is kept over a reboot, until `down`. Bridges and uplinks that are not there yet are taken up when
+/// What `up` was asked for is kept over a reboot, until `down`. What the files in /etc/vmnat say is read again; where they have
+/// a fault, what they said last holds. Without anything kept, what they say alone is done. Bridges and uplinks that are not there yet are taken up when
 /// they come. An instance that runs is taken over: its flows go on, and programs of another version are replaced. The agent
 /// that `up` started in the background ends.
 #[derive(Clone, Debug, clap::Args)]
@@ -43,7 +45,7 @@ pub async fn run(instance: &Instance, args: &Args) -> Result<()> {
 }
 
 fn is_wanted(instance: &Instance) -> bool {
-    instance.state().exists() || instance.wish().exists()
+    instance.state().exists() || instance.wish().exists() || config::ask_for_anything(instance)
 }
 
 fn nothing(instance: &Instance) -> Error {
@@ -59,22 +61,23 @@ async fn bring_back(instance: &Instance) -> Result<()> {
     let handle = change::connect()?;
     let lock = Lock::take(instance)?;
     let known = state::find(instance)?;
+    let mounted = dataplane::ensure_bpffs()?;
+    let facts = facts::gather(&handle).await?;
     let mut state = match &known {
         Some(known) => known.clone(),
-        None => kept_state(instance)?,
+        None => wished(instance, &facts)?,
     };
-    let mounted = dataplane::ensure_bpffs()?;
     state.mounted_bpffs |= mounted;
-    let facts = facts::gather(&handle).await?;
     reconcile::admit(instance, &state, &facts)?;
-    if up::load(instance, &mut state)? && known.is_some() {
-        tracing::info!("replaced the programs under their hooks; flows go on");
-    }
     state.log = launch::log_place(instance);
     let mut change = Change::with(instance, handle, lock, state, facts);
+    if change.load()? && known.is_some() {
+        tracing::info!("replaced the programs under their hooks; flows go on");
+    }
     change.save()?;
     if known.is_some() {
-        return Ok(());
+        // The files may say something else than when they were last read.
+        return config::renew(instance, &mut change).await.map(drop);
     }
     // Guests that came up before vmnat have connections that the kernel translates.
     match change.apply_first().await {
@@ -90,8 +93,13 @@ async fn bring_back(instance: &Instance) -> Result<()> {
     Ok(())
 }
 
-fn kept_state(instance: &Instance) -> Result<State> {
+/// What is asked for, where nothing runs: the wish that is kept, and what the files say by now.
+fn wished(instance: &Instance, facts: &Facts) -> Result<State> {
     let kernel: HookMode = link::kernel_mode();
-    let kept = kept::load(instance)?.ok_or_else(|| nothing(instance))?;
-    kept.into_state(kernel).with_stored_forwards(instance)
+    if let Some(kept) = kept::load(instance)? {
+        let state = kept.into_state(kernel).with_stored_forwards(instance)?;
+        return Ok(config::renew_kept(instance, state, facts));
+    }
+    let stored = State::stored(instance, kernel)?;
+    config::asked_for(instance, stored, facts)?.ok_or_else(|| nothing(instance).into())
 }

@@ -147,8 +147,12 @@ fn status(instance: &Instance, state: State, tables: &Tables, facts: &Facts) -> 
     let pid = agent::running(instance).map(nix::unistd::Pid::as_raw);
     let events = events::recent(instance)?;
     let pool = settings::pool(&state)?;
-    let warnings =
-        state.warnings.iter().cloned().chain(events.iter().map(|event| event.text.clone())).collect();
+    let files = state.file.fault.as_ref().map(|fault| {
+        let name = state.file.source.name(instance);
+        format!("what {name} says is not taken over: {fault}; `vmnat config check` shows all of it")
+    });
+    let events_told = events.iter().map(|event| event.text.clone());
+    let warnings = files.into_iter().chain(state.warnings.iter().cloned()).chain(events_told).collect();
     Ok(Status {
         instance: instance.to_string(),
         version: env!("CARGO_PKG_VERSION"),

@@ -17,14 +17,17 @@ pub(super) use self::{
     interfaces::{check_bridge, check_uplink},
     limits::{FilteringWish, StrictWish},
 };
-use super::{duration, print};
+use super::{apply, duration, print};
 use crate::{
     agent::{self, Herald},
     change::{self, Change},
-    dataplane::{self, LoadOptions},
+    config::{self, Config, Source},
+    dataplane,
     error::Error,
     facts::Facts,
-    launch, link,
+    launch,
+    leases::Directory,
+    link,
     paths::Instance,
     reconcile::{self, Reconciled, settings::TIMEOUTS},
     state::{self, HookMode, Lock, State, kept},
@@ -47,8 +50,9 @@ Examples:
 /// Put the guests behind a bridge online
 ///
 /// Run it again with a further bridge or uplink to add just that; run twice, it changes nothing. Translations that the
-/// kernel holds for the guests are taken over, so that their connections live on.
-#[derive(Clone, Debug, clap::Args)]
+/// kernel holds for the guests are taken over, so that their connections live on. What the files in /etc/vmnat say is
+/// part of every start; without options, `up` does just what they say, also while vmnat runs (see `vmnat apply`).
+#[derive(Clone, Debug, Default, PartialEq, clap::Args)]
 #[command(after_help = EXAMPLES)]
 pub struct Args {
     /// A bridge whose guests are served; repeatable
@@ -125,15 +129,37 @@ impl From<Hook> for HookMode {
 /// When something that was asked for cannot be; a first `up` then leaves nothing behind.
 pub async fn run(instance: &Instance, args: Args) -> Result<()> {
     need_root("`vmnat up`")?;
+    let says_nothing = Args { wait: None, foreground: false, ..args.clone() } == Args::default();
+    let is_first = !instance.state().exists();
+    let config = if is_first || says_nothing { config::find(instance)? } else { None };
+    match config {
+        Some(config) if !is_first => {
+            apply::take_over(instance, &config, &Source::Own, false).await?;
+            settle_agent(instance, args.foreground).await
+        }
+        config => start_up(instance, args, config.map(|config| (config, Source::Own))).await,
+    }
+}
+
+/// Starts the instance, or changes what runs: what files say, and what the options do.
+///
+/// # Errors
+/// As [`run`].
+pub(super) async fn start_up(
+    instance: &Instance,
+    args: Args,
+    config: Option<(Config, Source)>,
+) -> Result<()> {
     dataplane::check_kernel()?;
     let mounted = dataplane::ensure_bpffs()?;
     let handle = change::connect()?;
-    let facts = interfaces::wait(instance, &args, &handle).await?;
+    let files = config.as_ref().map(|(config, _)| config);
+    let facts = interfaces::wait(instance, &args, files, &handle).await?;
     let lock = Lock::take(instance)?;
     let is_first = !instance.state().exists();
     let kept_before = kept::load(instance).unwrap_or_default();
     let logged = state::find(instance)?.is_some_and(|state| state.kernel_log);
-    if let Err(error) = bring_up(instance, lock, &args, &handle, facts, mounted).await {
+    if let Err(error) = bring_up(instance, lock, &args, config.as_ref(), &handle, facts, mounted).await {
         if is_first {
             let undone = teardown::teardown(instance, &handle).await;
             tracing::debug!("what was begun is undone: {undone:?}");
@@ -156,6 +182,7 @@ async fn bring_up(
     instance: &Instance,
     lock: Lock,
     args: &Args,
+    config: Option<&(Config, Source)>,
     handle: &Handle,
     facts: Facts,
     mounted: bool,
@@ -165,7 +192,15 @@ async fn bring_up(
         Some(known) => known.clone(),
         None => State::stored(instance, link::kernel_mode())?,
     };
+    if let Some((config, source)) = config {
+        let of_files = |state: &State| Ok(Directory::of_files(state));
+        let prepared =
+            config::apply::prepare(instance, &mut state, &facts, config, known.is_some(), of_files)?;
+        state.file.source = source.clone();
+        apply::tell_prepared(&prepared)?;
+    }
     merge::merge(&mut state, known.as_ref(), args, &facts)?;
+    config::refuse_foreign(instance, &state)?;
     reconcile::admit(instance, &state, &facts)?;
     if known.is_none() {
         state.log = launch::log_place(instance);
@@ -188,7 +223,7 @@ async fn start(instance: &Instance, mut change: Change, known: Option<&State>, m
         print::line(&format!("mounted the BPF file system at {}", crate::paths::BPF_FS))?;
         change.state.mounted_bpffs = true;
     }
-    let loaded = load(instance, &mut change.state)?;
+    let loaded = change.load()?;
     change.save()?;
     let (done, taken) = if known.is_none() {
         change.apply_first().await?
@@ -205,17 +240,6 @@ async fn start(instance: &Instance, mut change: Change, known: Option<&State>, m
         print::line(&format!("warning: {warning}"))?;
     }
     if steps.is_empty() { Ok(()) } else { Err(Error::Partial { steps }.into()) }
-}
-
-/// Loads the kernel half unless it is loaded as it should be; true when it did.
-pub(super) fn load(instance: &Instance, state: &mut State) -> Result<bool> {
-    let object = format!("{}-{}", dataplane::fingerprint(), u8::from(state.kernel_log));
-    if state.object == object && dataplane::is_pinned(instance) {
-        return Ok(false);
-    }
-    dataplane::load(instance, LoadOptions { flows: state.flows, kernel_log: state.kernel_log })?;
-    state.object = object;
-    Ok(true)
 }
 
 fn tell(instance: &Instance, change: &Change, done: &Reconciled, replaced: bool) -> Result<()> {
@@ -249,7 +273,7 @@ fn tell_taken(taken: &TakenOver) -> Result<()> {
 }
 
 /// Starts the agent where none runs, or becomes it.
-async fn settle_agent(instance: &Instance, foreground: bool) -> Result<()> {
+pub(super) async fn settle_agent(instance: &Instance, foreground: bool) -> Result<()> {
     if foreground {
         return agent::run(instance, Herald::ServiceManager).await;
     }

@@ -51,6 +51,18 @@ impl fmt::Display for DhcpRange {
     }
 }
 
+/// As it is read.
+impl fmt::Display for DhcpWish {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Auto => f.write_str("auto"),
+            Self::None => f.write_str("none"),
+            Self::Range(range) if range.lease == LEASE => write!(f, "{range}"),
+            Self::Range(range) => write!(f, "{range},lease={}", range.lease),
+        }
+    }
+}
+
 impl FromStr for DhcpWish {
     type Err = String;
 
@@ -109,6 +121,9 @@ mod tests {
         assert_eq!(read("10.0.0.5-10.0.0.9"), Ok(range(3600)));
         assert_eq!(read("10.0.0.5-10.0.0.9,lease=12h"), Ok(range(43_200)));
         assert_eq!(read("10.0.0.5-10.0.0.9,lease=90"), Ok(range(90)));
+        for wish in [DhcpWish::Auto, DhcpWish::None, range(3600), range(90)] {
+            assert_eq!(read(&wish.to_string()), Ok(wish));
+        }
         for text in
             ["", "10.0.0.9-10.0.0.5", "10.0.0.5", "10.0.0.5-10.0.0.9,lease=5", "10.0.0.5-10.0.0.9,x=1", "a-b"]
         {

@@ -5,7 +5,7 @@ use std::{collections::HashMap, net::Ipv4Addr};
 use anyhow::Result;
 use vmnat_common::Protocol;
 
-use super::{Claimed, Claims, External, PortForward, Target, Wish};
+use super::{Claimed, Claims, External, PortForward, Target, Wish, patience::Patience};
 use crate::{
     docker::{self, Published},
     error::Error,
@@ -61,6 +61,7 @@ pub struct Admission<'a> {
     present: HashMap<(super::ForwardSpec, Option<String>), PortForward>,
     sockets: Sockets,
     published: Vec<Published>,
+    patience: Patience,
 }
 
 impl<'a> Admission<'a> {
@@ -85,6 +86,7 @@ impl<'a> Admission<'a> {
             present: HashMap::new(),
             sockets: host_sockets::sockets()?,
             published: docker::published(),
+            patience: Patience::default(),
         };
         for forward in &state.forwards {
             admission.join(forward);
@@ -92,10 +94,21 @@ impl<'a> Admission<'a> {
         Ok(admission)
     }
 
+    /// Lets what may still come be waited for: leases, and interfaces of the host. Files are read at boot, in any order
+    /// with what makes bridges and starts guests.
+    #[must_use]
+    pub fn patient(mut self, state: &State, facts: &Facts) -> Self {
+        self.patience = Patience::of(state, facts);
+        self
+    }
+
     fn join(&mut self, forward: &PortForward) {
         let PortForward { id, wish } = forward;
-        let hint = format!(": remove it with `vmnat dnat rm {id}`, or take another port");
-        self.own(wish, format!("port forward {id} ({})", wish.spec), hint);
+        let (owner, hint) = match &wish.file {
+            Some(file) => (format!(" of {file}"), ": change it there, or take another port".to_owned()),
+            None => (String::new(), format!(": remove it with `vmnat dnat rm {id}`, or take another port")),
+        };
+        self.own(wish, format!("port forward {id}{owner} ({})", wish.spec), hint);
         self.present.insert((wish.spec.clone(), wish.uplink.clone()), forward.clone());
     }
 
@@ -117,9 +130,10 @@ impl<'a> Admission<'a> {
             let verdict = if is_same { Verdict::Unchanged(there.id) } else { Verdict::Renewed(there.id) };
             return Ok(Admitted { verdict, warnings: Vec::new() });
         }
-        self.check_uplink(wish)?;
-        let warnings = self.check_host(wish)?;
-        self.check_target(wish)?;
+        let mut warnings = self.check_host(wish)?;
+        for result in [self.check_uplink(wish), self.check_target(wish)] {
+            warnings.extend(self.patience.bear(result)?);
+        }
         if let Some(claimed) = self.claims.find(wish, &self.external) {
             return Err(self.owned_by(claimed));
         }

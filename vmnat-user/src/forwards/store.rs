@@ -19,6 +19,9 @@ use crate::{error::Error, paths::Instance};
 /// Version of the file's format.
 const VERSION: u32 = 1;
 
+/// How a file's name ends until it is whole.
+pub const UNFINISHED: &str = "json.next";
+
 /// What the file holds.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Store {
@@ -92,7 +95,7 @@ pub fn stage(instance: &Instance, store: &Store) -> Result<Option<Staged>> {
         .mode(0o700)
         .create(&folder)
         .with_context(|| format!("make {}", folder.display()))?;
-    let staged = Staged { instance: instance.clone(), temporary: path.with_extension("json.next") };
+    let staged = Staged { instance: instance.clone(), temporary: path.with_extension(UNFINISHED) };
     staged.write(store).with_context(|| format!("write {}", path.display()))?;
     Ok(Some(staged))
 }

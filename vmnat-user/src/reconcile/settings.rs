@@ -103,6 +103,13 @@ pub const TIMEOUTS: [&str; 11] = [
     "mapping_rest",
 ];
 
+/// The default of a timeout in seconds, by its name.
+#[must_use]
+pub fn default_timeout(name: &str) -> Option<u32> {
+    let mut defaults = Timeouts::SECONDS;
+    field(&mut defaults, name).copied()
+}
+
 fn field<'a>(timeouts: &'a mut Timeouts, name: &str) -> Option<&'a mut u32> {
     Some(match name {
         "tcp_half_open" => &mut timeouts.tcp_half_open,

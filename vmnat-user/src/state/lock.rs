@@ -4,6 +4,7 @@ use std::{
     fs::{self, File, OpenOptions},
     io::{self, Write as _},
     os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _},
+    path::PathBuf,
     time::{Duration, Instant},
 };
 
@@ -12,11 +13,11 @@ use nix::fcntl::{Flock, FlockArg};
 
 use super::{
     State,
-    kept::{self, Kept},
+    kept::{self, Kept, StagedWish},
 };
 use crate::{
     error::Error,
-    forwards::store::{self, Staged},
+    forwards::store::{self, Staged, UNFINISHED},
     link,
     paths::Instance,
 };
@@ -69,6 +70,10 @@ impl Lock {
         let file = options.open(&path).with_context(|| format!("open {}", path.display()))?;
         match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
             Ok(file) if is_current(&file, &path) => {
+                // What a holder that was killed has not finished.
+                for file in [instance.state(), instance.forwards(), instance.wish()] {
+                    let _ = fs::remove_file(file.with_extension(UNFINISHED));
+                }
                 Ok(Some(Self { _file: file, instance: instance.clone() }))
             }
             // `down` removed the file between open and lock: whoever comes next makes another.
@@ -83,6 +88,14 @@ impl Lock {
     /// As [`store::stage`].
     pub fn stage(&self, state: &State) -> Result<Option<Staged>> {
         store::stage(&self.instance, &state.divide().0)
+    }
+
+    /// Writes the wish beside its file; none where the file holds it already.
+    ///
+    /// # Errors
+    /// What the file system answers; the file is as it was.
+    pub fn stage_wish(&self, state: &State) -> Result<Option<StagedWish>> {
+        kept::stage(&self.instance, &Kept::of(state, link::kernel_mode()))
     }
 
     /// Writes the state, and what outlives it where that has changed: port forwards, and the wish.
@@ -103,19 +116,22 @@ impl Lock {
     /// # Errors
     /// What the file system answers.
     pub fn save_running(&self, state: &State) -> Result<()> {
+        self.write_running(state)?.commit()
+    }
+
+    /// Writes the state beside its file, without the port forwards that outlive the instance.
+    ///
+    /// # Errors
+    /// What the file system answers; the file is as it was.
+    pub fn stage_running(&self, state: &State) -> Result<StagedState> {
+        self.write_running(&state.divide().1)
+    }
+
+    fn write_running(&self, state: &State) -> Result<StagedState> {
         let path = self.instance.state();
-        let temporary = path.with_extension("json.next");
-        let write = || -> Result<()> {
-            let mut options = OpenOptions::new();
-            let mut file = options.create(true).truncate(true).write(true).mode(0o600).open(&temporary)?;
-            serde_json::to_writer_pretty(&mut file, state)?;
-            file.write_all(b"\n")?;
-            file.sync_all()?;
-            fs::rename(&temporary, &path)?;
-            File::open(self.instance.run())?.sync_all()?;
-            Ok(())
-        };
-        write().with_context(|| format!("write {}", path.display()))
+        let staged = StagedState { temporary: path.with_extension(UNFINISHED), path };
+        staged.write(state).with_context(|| format!("write {}", staged.path.display()))?;
+        Ok(staged)
     }
 
     /// Removes everything that the instance keeps in `/run`, the lock last.
@@ -127,6 +143,45 @@ impl Lock {
         // Another instance may live there, or the directory may be a mount (a container's volume).
         let _ = fs::remove_dir(crate::paths::RUN);
         Ok(())
+    }
+}
+
+/// A state that lies on the disk and is not the file yet; it goes when this value does.
+#[derive(Debug)]
+#[must_use]
+pub struct StagedState {
+    temporary: PathBuf,
+    path: PathBuf,
+}
+
+impl StagedState {
+    fn write(&self, state: &State) -> Result<()> {
+        let mut options = OpenOptions::new();
+        let file = options.create(true).truncate(true).write(true).mode(0o600).open(&self.temporary)?;
+        let mut file = io::BufWriter::new(file);
+        serde_json::to_writer_pretty(&mut file, state)?;
+        file.write_all(b"\n")?;
+        file.into_inner().map_err(io::IntoInnerError::into_error)?.sync_all()?;
+        Ok(())
+    }
+
+    /// Makes it the file.
+    ///
+    /// # Errors
+    /// What the file system answers.
+    pub fn commit(self) -> Result<()> {
+        let rename = || -> io::Result<()> {
+            fs::rename(&self.temporary, &self.path)?;
+            self.path.parent().map_or(Ok(()), |folder| File::open(folder)?.sync_all())
+        };
+        rename().with_context(|| format!("write {}", self.path.display()))
+    }
+}
+
+impl Drop for StagedState {
+    fn drop(&mut self) {
+        // Gone already where it has become the file.
+        let _ = fs::remove_file(&self.temporary);
     }
 }
 

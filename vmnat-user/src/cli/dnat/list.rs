@@ -50,6 +50,10 @@ struct Row {
     expires: Option<u64>,
     comment: Option<String>,
     runtime_only: bool,
+    /// Who asks for it: `command` or `file`.
+    origin: &'static str,
+    /// The file of the configuration that says it.
+    file: Option<String>,
 }
 
 #[derive(Debug, Serialize)]
@@ -101,10 +105,12 @@ fn row(forward: &PortForward, state: &State, is_running: bool, counts: &HashMap<
         expires: wish.expires,
         comment: wish.comment.clone(),
         runtime_only: wish.runtime_only,
+        origin: if wish.file.is_some() { "file" } else { "command" },
+        file: wish.file.clone(),
     }
 }
 
-const COLUMNS: [Column; 11] = [
+const COLUMNS: [Column; 12] = [
     Column::Number("ID"),
     Column::Text("FROM"),
     Column::Text("TO"),
@@ -116,6 +122,7 @@ const COLUMNS: [Column; 11] = [
     Column::Text("SOURCES"),
     Column::Text("EXPIRES"),
     Column::Text("COMMENT"),
+    Column::Text("ORIGIN"),
 ];
 
 /// A table; columns that say nothing are left out.
@@ -123,18 +130,19 @@ fn text(rows: &[Row], now: u64) -> String {
     if rows.is_empty() {
         return "no port forwards\n".to_owned();
     }
-    let cells: Vec<[String; 11]> = rows.iter().map(|row| cells(row, now)).collect();
+    let mut cells: Vec<[String; 12]> = rows.iter().map(|row| cells(row, now)).collect();
+    tell_command(&mut cells);
     let says = |column: usize| cells.iter().any(|row| row.get(column).is_some_and(|cell| !cell.is_empty()));
     let told: Vec<bool> = (0..COLUMNS.len()).map(says).collect();
     let columns: Vec<Column> =
         COLUMNS.into_iter().zip(&told).filter(|(_, told)| **told).map(|(column, _)| column).collect();
-    let kept = |row: [String; 11]| {
+    let kept = |row: [String; 12]| {
         row.into_iter().zip(&told).filter(|(_, told)| **told).map(|(cell, _)| cell).collect::<Vec<_>>()
     };
     report::table(&columns, cells.into_iter().map(kept))
 }
 
-fn cells(row: &Row, now: u64) -> [String; 11] {
+fn cells(row: &Row, now: u64) -> [String; 12] {
     let external = match (row.host, &row.uplink) {
         (Some(host), _) => host.to_string(),
         (None, Some(uplink)) => uplink.clone(),
@@ -172,7 +180,17 @@ fn cells(row: &Row, now: u64) -> [String; 11] {
         row.from.join(" "),
         expires,
         row.comment.clone().unwrap_or_default(),
+        row.file.clone().unwrap_or_default(),
     ]
+}
+
+/// Where some forwards are a file's, says that the others are not.
+fn tell_command(cells: &mut [[String; 12]]) {
+    if cells.iter().any(|[.., origin]| !origin.is_empty()) {
+        for [.., origin] in cells.iter_mut().filter(|[.., origin]| origin.is_empty()) {
+            "command line".clone_into(origin);
+        }
+    }
 }
 
 #[cfg(test)]
@@ -230,6 +248,17 @@ mod tests {
     }
 
     #[test]
+    fn origins_are_told_where_they_differ() {
+        let mut state = state();
+        assert!(!text(&rows(&state), 0).contains("ORIGIN"));
+        state.forwards[1].wish.file = Some("/etc/vmnat/vmnat.toml".into());
+        let printed = text(&rows(&state), 0);
+        for words in ["ORIGIN", "command line", "/etc/vmnat/vmnat.toml"] {
+            assert!(printed.contains(words), "no {words} in {printed}");
+        }
+    }
+
+    #[test]
     fn a_stopped_instance_misses_no_lease() {
         let mut state = state();
         state.resolved.clear();
@@ -244,7 +273,7 @@ mod tests {
             r#"{"id":2,"forward":"192.0.2.1:53:ns:53/udp","protocol":"udp","host":"192.0.2.1","uplink":null,"#,
             r#""port":53,"last_port":53,"target":"ns","guest":"192.168.122.11","lease_missing":false,"guest_port":53,"#,
             r#""connections":0,"refused":0,"inbound":{"packets":0,"bytes":0},"outbound":{"packets":0,"bytes":0},"#,
-            r#""from":[],"expires":null,"comment":null,"runtime_only":false}"#,
+            r#""from":[],"expires":null,"comment":null,"runtime_only":false,"origin":"command","file":null}"#,
         );
         assert_eq!(serde_json::to_string(&rows(&state())[1]).unwrap(), expected);
     }

@@ -62,6 +62,11 @@ pub(super) async fn run(instance: &Instance, args: &Args) -> Result<()> {
     let ids = find(&before, which)?;
     let (gone, kept): (Vec<PortForward>, Vec<PortForward>) =
         before.iter().cloned().partition(|forward| ids.contains(&forward.id));
+    if let Some((forward, file)) = gone.iter().find_map(|forward| Some((forward, forward.wish.file.clone()?)))
+    {
+        let what = format!("port forward {} ({})", forward.id, forward.wish.spec);
+        return Err(Error::Foreign { what, origin: file, option: instance.option() }.into());
+    }
     if *dry_run {
         return tell(&gone, "would remove", *json);
     }

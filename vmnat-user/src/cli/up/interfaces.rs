@@ -8,6 +8,7 @@ use tokio::time::{Instant, sleep};
 
 use super::Args;
 use crate::{
+    config::Config,
     error::Error,
     facts::{self, Facts},
     paths::Instance,
@@ -15,21 +16,36 @@ use crate::{
 };
 
 /// Looks at the interfaces until everything that was asked for is there, as long as `--wait` allows.
-pub(super) async fn wait(instance: &Instance, args: &Args, handle: &Handle) -> Result<Facts> {
-    let follows = state::find(instance)?.map(|state| state.uplinks.is_empty());
-    let is_first = follows.is_none();
-    if is_first && args.bridges.is_empty() {
-        return Err(Error::Usage("name the bridge of the guests: `vmnat up --bridge BRIDGE`".into()).into());
+///
+/// Those of options must be there then; for those of files the agent waits on.
+pub(super) async fn wait(
+    instance: &Instance,
+    args: &Args,
+    config: Option<&Config>,
+    handle: &Handle,
+) -> Result<Facts> {
+    let is_first = state::find(instance)?.is_none();
+    let said = |key: &str| named(config, key);
+    if is_first && args.bridges.is_empty() && said("bridge").is_empty() {
+        let what = "name the bridge of the guests: `vmnat up --bridge BRIDGE`, or [bridge.BRIDGE] in /etc/vmnat/vmnat.toml";
+        return Err(Error::Usage(what.into()).into());
     }
     let patience = args.wait.unwrap_or_default();
     let insists = args.wait != Some(Duration::ZERO);
     let since = Instant::now();
     loop {
         let facts = facts::gather(handle).await?;
-        match check_interfaces(args, &facts, is_first) {
+        let needs_route = is_first && args.uplinks.is_empty() && said("uplink").is_empty();
+        let of_files = || {
+            said("bridge").iter().try_for_each(|bridge| check_bridge(&facts, bridge))?;
+            said("uplink").iter().try_for_each(|uplink| check_uplink(&facts, uplink))
+        };
+        let is_over = since.elapsed() >= patience;
+        let checked = check_interfaces(args, &facts, needs_route && config.is_none());
+        match checked.and_then(|()| if is_over { Ok(()) } else { of_files() }) {
             Ok(()) => return Ok(facts),
             Err(error) if !insists && may_come(&error) => return Ok(facts),
-            Err(error) if since.elapsed() >= patience => return Err(error),
+            Err(error) if is_over => return Err(error),
             Err(error) => tracing::info!("waiting: {error:#}"),
         }
         sleep(Duration::from_millis(200)).await;
@@ -44,14 +60,20 @@ fn may_come(error: &anyhow::Error) -> bool {
     )
 }
 
-fn check_interfaces(args: &Args, facts: &Facts, is_first: bool) -> Result<()> {
+/// The interfaces that files name.
+fn named(config: Option<&Config>, key: &str) -> Vec<String> {
+    let said = config.into_iter().flat_map(|config| &config.statements).map(|(said, _)| said);
+    said.filter(|said| said.bridge.is_none() && said.key == key).map(|said| said.value.plain()).collect()
+}
+
+fn check_interfaces(args: &Args, facts: &Facts, needs_route: bool) -> Result<()> {
     for bridge in &args.bridges {
         check_bridge(facts, bridge)?;
     }
     for uplink in &args.uplinks {
         check_uplink(facts, uplink)?;
     }
-    if is_first && args.uplinks.is_empty() {
+    if needs_route {
         let uplink = facts.default_uplink().ok_or(Error::NoDefaultRoute)?;
         check_uplink(facts, &uplink.name)?;
     }

@@ -40,7 +40,7 @@ pub(in crate::cli) enum StrictWish {
     Off,
 }
 
-#[derive(Clone, Debug, Default, clap::Args)]
+#[derive(Clone, Debug, Default, PartialEq, clap::Args)]
 pub(super) struct Limits {
     /// Who may answer to the mapped ports of the bridges that are named, or of all
     /// [default: address-and-port-dependent]

@@ -9,7 +9,7 @@ use crate::{
     cli::uplink,
     error::Error,
     facts::Facts,
-    state::{Bridge, DEFAULT_FLOWS, HookMode, State},
+    state::{Bridge, HookMode, State},
 };
 
 /// Adds what was asked for to the state.
@@ -17,7 +17,7 @@ pub(super) fn merge(state: &mut State, known: Option<&State>, args: &Args, facts
     if let Some(known) = known {
         refuse_what_cannot_change(known, args)?;
     } else {
-        state.flows = args.flows.unwrap_or(DEFAULT_FLOWS);
+        state.flows = args.flows.unwrap_or(state.flows);
         state.hook = args.hook.map_or(state.hook, HookMode::from);
     }
     for bridge in &args.bridges {
@@ -26,9 +26,9 @@ pub(super) fn merge(state: &mut State, known: Option<&State>, args: &Args, facts
         }
     }
     for name in &args.uplinks {
-        if known.is_none() {
+        if known.is_none() && !state.uplinks.contains(name) {
             state.uplinks.push(name.clone());
-        } else {
+        } else if known.is_some() {
             uplink::add(state, facts, name.clone());
         }
     }
@@ -48,7 +48,7 @@ pub(super) fn merge(state: &mut State, known: Option<&State>, args: &Args, facts
     }
     let timeouts: BTreeMap<String, u32> = args.timeouts.iter().cloned().collect();
     state.timeouts.extend(timeouts);
-    state.kernel_log = if known.is_some() && !args.kernel_log { state.kernel_log } else { args.kernel_log };
+    state.kernel_log |= args.kernel_log;
     if let Some(interval) = args.reap_interval {
         state.reap_interval_ms = u64::try_from(interval.as_millis()).unwrap_or(u64::MAX);
     }

@@ -6,7 +6,7 @@ use crate::{
     state::{Bridge, State},
 };
 
-#[derive(Clone, Debug, Default, clap::Args)]
+#[derive(Clone, Debug, Default, PartialEq, clap::Args)]
 pub(super) struct Services {
     /// Services of the host that guests of the bridges that are named, or of all, may use at their gateway whatever the
     /// host's INPUT rules say [default: dns]
