@@ -2,6 +2,7 @@
 
 mod apply;
 mod atomic;
+mod boot;
 mod faults;
 mod reload;
 

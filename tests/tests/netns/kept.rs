@@ -24,12 +24,12 @@ fn http(port: u16) -> String {
 }
 
 /// What systemd would start.
-fn run(lab: &Lab) -> Result<Process> {
+pub(crate) fn run(lab: &Lab) -> Result<Process> {
     lab.host.start(&[&vmnat::program()?.to_string_lossy(), "run"])
 }
 
 /// As after a reboot: nothing is loaded, and the wish is there.
-fn lose_everything_but_the_wish(lab: &Lab) -> Result<()> {
+pub(crate) fn lose_everything_but_the_wish(lab: &Lab) -> Result<()> {
     let wish = fs::read(WISH)?;
     lab.vmnat_ok(&["down"])?;
     Ok(fs::write(WISH, wish)?)

@@ -61,13 +61,12 @@ async fn bring_back(instance: &Instance) -> Result<()> {
     let handle = change::connect()?;
     let lock = Lock::take(instance)?;
     let known = state::find(instance)?;
-    let mounted = dataplane::ensure_bpffs()?;
     let facts = facts::gather(&handle).await?;
     let mut state = match &known {
         Some(known) => known.clone(),
         None => wished(instance, &facts)?,
     };
-    state.mounted_bpffs |= mounted;
+    state.mounted_bpffs |= dataplane::ensure_bpffs()?;
     reconcile::admit(instance, &state, &facts)?;
     state.log = launch::log_place(instance);
     let mut change = Change::with(instance, handle, lock, state, facts);

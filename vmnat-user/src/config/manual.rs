@@ -18,10 +18,12 @@ pub fn manual() -> String {
         section(&mut page, &format!("[{table}]"), about(table));
         explain(&mut page, STATE_KEYS, &format!("{table}."));
     }
-    let about = "A bridge whose guests are served: a table each. The table alone serves the bridge's own subnets.";
+    let about =
+        "A bridge whose guests are served: a table each. The table alone serves the bridge's own subnets.";
     section(&mut page, "[bridge.NAME]", about);
     explain(&mut page, BRIDGE_KEYS, "");
-    let about = "A port forward: a table each. Without options also in one list: `forward = [\"8080:web:80\"]`.";
+    let about =
+        "A port forward: a table each. Without options also in one list: `forward = [\"8080:web:80\"]`.";
     section(&mut page, "[[forward]]", about);
     explain(&mut page, DRAFT_KEYS, "");
     page
@@ -78,9 +80,7 @@ mod tests {
         let names = STATE_KEYS.iter().map(|key| of(key.name)).filter(|name| name != "bridge");
         let names = names.chain(BRIDGE_KEYS.iter().map(|key| of(key.name)));
         for name in names.chain(DRAFT_KEYS.iter().map(|key| of(key.name))) {
-            let is_its = |line: &&String| {
-                line.split(['\\', ' ']).next().is_some_and(|word| word == name)
-            };
+            let is_its = |line: &&String| line.split(['\\', ' ']).next().is_some_and(|word| word == name);
             assert!(said.iter().any(|line| is_its(&line)), "{name}: {said:?}");
         }
     }

@@ -62,7 +62,10 @@ pub fn renew_kept(instance: &Instance, kept: State, facts: &Facts) -> State {
     match renewed {
         Ok(renewed) => renewed.unwrap_or(kept),
         Err(error) => {
-            warn!("what {} says is not taken over, but what it said before: {error:#}", source.name(instance));
+            warn!(
+                "what {} says is not taken over, but what it said before: {error:#}",
+                source.name(instance)
+            );
             let mut kept = kept;
             kept.file.fault = Some(brief(&error));
             kept

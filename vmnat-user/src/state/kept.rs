@@ -263,9 +263,11 @@ mod tests {
     fn what_the_files_said_is_kept_with_their_forwards() {
         let mut running = state();
         let said = Statement { bridge: None, key: "guest-flows".into(), value: Scalar::Number(7) };
-        running.file = FileLayer { source: Source::File("/etc/a.toml".into()), owned: vec![said], fault: None };
+        running.file =
+            FileLayer { source: Source::File("/etc/a.toml".into()), owned: vec![said], fault: None };
         let forward = |id, file: Option<&str>| {
-            let wish = Wish { file: file.map(str::to_owned), ..Wish::plain("80:10.0.0.2:80".parse().unwrap()) };
+            let wish =
+                Wish { file: file.map(str::to_owned), ..Wish::plain("80:10.0.0.2:80".parse().unwrap()) };
             PortForward { id, wish }
         };
         running.forwards = vec![forward(2, None), forward(5, Some("/etc/a.toml"))];
