@@ -70,6 +70,7 @@ fn roff(text: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::config::{SourceText, parse};
 
     #[test]
     fn every_key_has_its_paragraph() {
@@ -83,6 +84,16 @@ mod tests {
             let is_its = |line: &&String| line.split(['\\', ' ']).next().is_some_and(|word| word == name);
             assert!(said.iter().any(|line| is_its(&line)), "{name}: {said:?}");
         }
+    }
+
+    #[test]
+    fn the_example_of_the_page_has_no_fault() {
+        let page = include_str!("../../../packaging/man/vmnat.toml.5.in");
+        let (_, rest) = page.split_once(".SH EXAMPLE\n.nf\n").unwrap();
+        let (example, _) = rest.split_once(".fi\n").unwrap();
+        let text = SourceText::new("vmnat.toml", example.replace("\\-", "-"));
+        let config = parse(vec![text]).unwrap_or_else(|faults| panic!("{faults}"));
+        assert_eq!((config.statements.len(), config.rules.len()), (5, 1));
     }
 
     #[test]

@@ -133,8 +133,50 @@ fn brief(error: &anyhow::Error) -> String {
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
+
     use super::*;
-    use crate::config::{SourceText, parse, sample};
+    use crate::{
+        config::{SourceText, parse, sample},
+        state::HookMode,
+    };
+
+    /// What is kept of a file that said one thing, read again when it says another.
+    fn renewed(name: &str, now: Option<&str>) -> State {
+        let path = std::env::temp_dir().join(format!("vmnat-renew-{}-{name}", std::process::id()));
+        let before = "guest-flows = 7\nforward = ['80:10.0.0.2:80']\n[bridge.vmnat-none]\n";
+        let config = parse(vec![SourceText::new(path.display().to_string(), before)]).unwrap();
+        let (instance, facts) = (Instance::default(), Facts::default());
+        let source = Source::File(path.clone());
+        let kept = make(&instance, State::new(HookMode::Tcx), &facts, &config, source).unwrap();
+        assert_eq!((kept.quotas.flows, kept.forwards.len()), (7, 1));
+        if let Some(text) = now {
+            fs::write(&path, text).unwrap();
+        }
+        let renewed = renew_kept(&instance, kept.clone(), &facts);
+        fs::remove_file(&path).ok();
+        if renewed.file.fault.is_some() {
+            let mut without = renewed.clone();
+            without.file.fault = None;
+            assert_eq!(without, kept, "a fault has changed something");
+        }
+        renewed
+    }
+
+    #[test]
+    fn what_a_file_says_by_now_takes_the_place_of_what_it_said() {
+        let renewed = renewed("other", Some("[timeout]\nicmp = 9\n[bridge.vmnat-none]\n"));
+        assert_eq!(renewed.quotas, State::new(HookMode::Tcx).quotas);
+        assert_eq!((renewed.timeouts["icmp"], renewed.bridges.len(), renewed.forwards.len()), (9, 1, 0));
+        assert_eq!(renewed.file.fault, None);
+    }
+
+    #[test]
+    fn what_a_file_said_holds_while_it_has_a_fault_or_is_gone() {
+        let broken = renewed("broken", Some("guest-flow = 7\n")).file.fault.unwrap();
+        assert!(broken.contains("there is no key"), "{broken}");
+        assert!(renewed("gone", None).file.fault.unwrap().contains("vmnat-renew"));
+    }
 
     #[test]
     fn the_sample_says_nothing_and_a_bridge_alone_does() {
