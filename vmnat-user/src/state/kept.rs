@@ -204,7 +204,7 @@ impl Drop for StagedWish {
 /// Puts back what was kept before; nothing where nothing was.
 ///
 /// # Errors
-/// As [`save`].
+/// What the file system answers.
 pub fn put_back(instance: &Instance, before: Option<&Kept>) -> Result<()> {
     before.map_or(Ok(()), |wish| save(instance, wish))
 }
