@@ -189,9 +189,12 @@ pub fn page(rows: &[Row]) -> String {
         "# Hosts that cut their guests off\n\n\
          Written by a run: `VMNAT_WRITE_DOCS=1 ./dev test hosts`. Each row is a host with the real software of Debian 12 or 13 in a machine of\n\
          its own (namespaces with an overlay root). It is tried as its administrator left it, which must fail as known; then\n\
-         `vmnat up --bridge virbr0 --uplink enp3s0` and `vmnat dnat add 80:GUEST:80`, with no change to the firewall, and it is tried again.\n\n\
+         `vmnat up --bridge virbr0 --uplink enp3s0` and `vmnat dnat add 80:GUEST:80`, with no change to the firewall, and it is tried again.\n\
+         Where ufw or a zone keeps guests from the DHCP server of a bridge of one's own, `up` also has `--dhcp FIRST-LAST` (libvirt's networks\n\
+         need none), and where the host's resolver is dead `--dns ADDRESS`.\n\n\
          {} hosts, {tried} checks: {before} failed without vmnat, {after} with it.\n\n\
-         `ok` works without vmnat and with it, `✗ ok` works with it alone, `✗ ✗` with neither; empty: not tried, for want of a container.\n\n{}",
+         `ok` works without vmnat and with it, `✗ ok` works with it alone, `✗ ✗` with neither; empty: not tried (no container; no\n\
+         UDP in the QEMU guest; streams through a change where nothing changes).\n\n{}",
         rows.len(),
         table(rows)
     );
