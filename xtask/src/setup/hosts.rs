@@ -70,7 +70,7 @@ const MAKER: &[Package] = &[
 /// Present in a tree that was made to the end.
 const MARK: &str = "etc/vmnat-hosts";
 
-/// The operator's own choice, or the directory that [`ensure`] fills.
+/// The operator's own choice, or the directory that [`fn@ensure`] fills.
 pub fn dir() -> PathBuf {
     env::var_os(VARIABLE).map_or_else(|| project::target().join("hosts"), PathBuf::from)
 }
