@@ -30,6 +30,7 @@ pub mod led_sockets;
 pub mod link;
 mod netlink;
 pub mod netns;
+mod nf_tables;
 pub mod paths;
 pub mod plan;
 pub mod rawbpf;
