@@ -31,6 +31,7 @@ pub mod link;
 pub mod logging;
 mod netlink;
 pub mod netns;
+mod nf_tables;
 pub mod paths;
 pub mod plan;
 pub mod rawbpf;

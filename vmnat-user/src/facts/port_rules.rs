@@ -14,7 +14,7 @@ use std::{collections::HashMap, io};
 use netlink_sys::protocols::NETLINK_NETFILTER;
 
 use self::decode::{CHAINS, ELEMENTS, RULES};
-use crate::netlink::dump;
+use crate::{netlink::dump, nf_tables};
 
 /// Jumps that are followed; the kernel allows 16 (`NFT_JUMP_STACK_SIZE`).
 const DEPTH: u8 = 16;
@@ -133,14 +133,14 @@ pub fn port_rules() -> io::Result<PortRules> {
 
 fn list() -> io::Result<Ruleset> {
     let mut ruleset = Ruleset::default();
-    dump(NETLINK_NETFILTER, CHAINS, &decode::body(decode::ANY, &[]), |message| {
+    dump(NETLINK_NETFILTER, CHAINS, &nf_tables::request(decode::ANY, &[]), |message| {
         ruleset.bases.extend(decode::base(message.body));
     })?;
     let mut families: Vec<u8> = ruleset.bases.iter().map(|base| base.place.family).collect();
     families.sort_unstable();
     families.dedup();
     for family in families {
-        dump(NETLINK_NETFILTER, RULES, &decode::body(family, &[]), |message| {
+        dump(NETLINK_NETFILTER, RULES, &nf_tables::request(family, &[]), |message| {
             if let Some((place, rule)) = decode::rule(message.body) {
                 ruleset.rules.entry(place).or_default().push(rule);
             }
@@ -160,7 +160,7 @@ fn elements(set: &Place) -> io::Result<Option<Vec<Name>>> {
     dump(
         NETLINK_NETFILTER,
         ELEMENTS,
-        &decode::body(set.family, &[&set.table, &set.name]),
+        &nf_tables::request(set.family, &[&set.table, &set.name]),
         |message| match (&mut names, decode::elements(message.body)) {
             (Some(names), Some(found)) => names.extend(found),
             _ => names = None,

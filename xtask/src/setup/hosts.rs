@@ -58,7 +58,7 @@ pub const TRIXIE: Tree = Tree {
 };
 
 /// What makes the trees.
-pub const MAKER: &[Package] = &[
+const MAKER: &[Package] = &[
     Package::new("mmdebstrap", &["mmdebstrap"], "makes the root trees of the hosts tier's machines"),
     Package::new(
         "debian-archive-keyring",
@@ -70,7 +70,7 @@ pub const MAKER: &[Package] = &[
 /// Present in a tree that was made to the end.
 const MARK: &str = "etc/vmnat-hosts";
 
-/// The operator's own choice, or the directory that [`ensure()`] fills.
+/// The operator's own choice, or the directory that [`fn@ensure`] fills.
 pub fn dir() -> PathBuf {
     env::var_os(VARIABLE).map_or_else(|| project::target().join("hosts"), PathBuf::from)
 }
@@ -157,7 +157,7 @@ fn ensure_unmounted(folder: &Path) -> Result<()> {
 }
 
 /// The mirror of Debian that this machine's own package sources name, as apt understands them.
-pub fn mirror() -> Result<String> {
+fn mirror() -> Result<String> {
     packages::update()?;
     let format = ["indextargets", "--format", "$(ORIGIN) $(LABEL) $(REPO_URI)", "Created-By: Packages"];
     let targets = command::output(&mut program("apt-get", format))?;

@@ -36,13 +36,17 @@ fn rows(page: &str) -> Result<Vec<Row<'_>>> {
 /// The source that a test's path leads to.
 fn source_of(test: &str) -> Result<String> {
     let (module, _) = test.rsplit_once("::").context("a test without a module")?;
-    let module = module.strip_suffix("::tests").unwrap_or(module);
+    let inner = module.strip_suffix("::tests");
+    let module = inner.unwrap_or(module);
     let (package, within) = module.split_once("::").context("a test without a package")?;
     let folder = match package {
         "netns" | "prog" | "vm" => format!("tests/tests/{package}"),
         _ => format!("{}/src", package.replace('_', "-")),
     };
-    let path = root().join(folder).join(within.replace("::", "/")).with_extension("rs");
+    let path = root().join(folder).join(within.replace("::", "/"));
+    // Tests of a module stand at its end, or in a file of their own.
+    let apart = path.join("tests.rs");
+    let path = if inner.is_some() && apart.exists() { apart } else { path.with_extension("rs") };
     fs::read_to_string(&path).with_context(|| format!("{test} would be in {}", path.display()))
 }
 

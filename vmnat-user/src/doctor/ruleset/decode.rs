@@ -2,42 +2,10 @@
 //! integers are big endian.
 
 use super::{Base, Chain, Element, Family, Place, Rule, Set, Source, Value, expression};
-use crate::netlink::{Attributes, array};
-
-/// Bytes of `struct nfgenmsg`: family, version, resource.
-const NFGENMSG: usize = 4;
-
-/// The first attribute of chains, rules, sets and elements.
-const TABLE: u16 = 1;
-
-/// `NFTA_SET_NAME`, `NFTA_SET_ELEM_LIST_SET`, `NFTA_RULE_CHAIN`.
-const SECOND: u16 = 2;
-
-mod chain {
-    pub(super) const NAME: u16 = 3;
-    pub(super) const HOOK: u16 = 4;
-    pub(super) const POLICY: u16 = 5;
-    pub(super) const TYPE: u16 = 7;
-    pub(super) const HOOK_NUMBER: u16 = 1;
-    pub(super) const HOOK_PRIORITY: u16 = 2;
-    pub(super) const HOOK_DEVICE: u16 = 3;
-    pub(super) const HOOK_DEVICES: u16 = 4;
-}
-
-mod rule {
-    pub(super) const HANDLE: u16 = 3;
-    pub(super) const EXPRESSIONS: u16 = 4;
-    pub(super) const EXPRESSION_NAME: u16 = 1;
-    pub(super) const EXPRESSION_DATA: u16 = 2;
-}
-
-mod element {
-    pub(super) const ELEMENTS: u16 = 3;
-    pub(super) const KEY: u16 = 1;
-    pub(super) const DATA: u16 = 2;
-    pub(super) const FLAGS: u16 = 3;
-    pub(super) const KEY_END: u16 = 10;
-}
+use crate::{
+    netlink::{Attributes, array},
+    nf_tables::{self, SECOND, attributes, chain, element, number, request, rule, text},
+};
 
 /// `NFT_SET_INTERVAL` and `NFT_SET_CONCAT`; `NFT_SET_ELEM_INTERVAL_END` and `NFT_SET_ELEM_CATCHALL`.
 const SET_FLAGS: u16 = 3;
@@ -48,8 +16,8 @@ const REST: u32 = 2;
 
 /// A chain.
 pub(super) fn chain(body: &[u8]) -> Option<Chain> {
-    let attributes = Attributes(body.get(NFGENMSG..)?);
-    let place = place(body, &attributes, chain::NAME)?;
+    let attributes = attributes(body)?;
+    let place = place(body, chain::NAME)?;
     let base = attributes.find(chain::HOOK).map(|hook| {
         let hook = Attributes(hook);
         let mut devices: Vec<String> = hook.find(chain::HOOK_DEVICE).map(text).into_iter().collect();
@@ -70,8 +38,8 @@ pub(super) fn chain(body: &[u8]) -> Option<Chain> {
 
 /// A rule and its chain.
 pub(super) fn rule(body: &[u8]) -> Option<(Place, Rule)> {
-    let attributes = Attributes(body.get(NFGENMSG..)?);
-    let place = place(body, &attributes, SECOND)?;
+    let attributes = attributes(body)?;
+    let place = place(body, SECOND)?;
     let handle =
         attributes.find(rule::HANDLE).and_then(|handle| array(handle, 0)).map_or(0, u64::from_be_bytes);
     let mut found = Rule { handle, ..Rule::default() };
@@ -90,37 +58,28 @@ pub(super) fn rule(body: &[u8]) -> Option<(Place, Rule)> {
 
 /// A set without its elements.
 pub(super) fn set(body: &[u8]) -> Option<(Place, Set)> {
-    let attributes = Attributes(body.get(NFGENMSG..)?);
+    let attributes = attributes(body)?;
     let flags = attributes.find(SET_FLAGS).and_then(number).unwrap_or(0);
     let set = Set {
         is_ranges: flags & INTERVAL != 0,
         is_concatenated: flags & CONCATENATED != 0,
         elements: Vec::new(),
     };
-    Some((place(body, &attributes, SECOND)?, set))
+    Some((place(body, SECOND)?, set))
 }
 
 /// The body of a request for the elements of the set that a message is about.
 pub(super) fn elements_request(body: &[u8]) -> Option<Vec<u8>> {
     let (place, _) = set(body)?;
-    let mut request = vec![place.family.0, 0, 0, 0];
-    for (kind, name) in [(TABLE, &place.table), (SECOND, &place.name)] {
-        let length = u16::try_from(name.len().saturating_add(5)).ok()?;
-        request.extend(length.to_ne_bytes());
-        request.extend(kind.to_ne_bytes());
-        request.extend(name.as_bytes());
-        request.push(0);
-        request.resize(request.len().next_multiple_of(4), 0);
-    }
-    Some(request)
+    Some(request(place.family.0, &[&place.table, &place.name]))
 }
 
 /// Some elements of a set.
 pub(super) fn elements(body: &[u8]) -> Option<(Place, Vec<Element>)> {
-    let attributes = Attributes(body.get(NFGENMSG..)?);
+    let attributes = attributes(body)?;
     let list = Attributes(attributes.find(element::ELEMENTS).unwrap_or_default());
     let elements = list.filter_map(|(_, element)| self::element(&Attributes(element))).collect();
-    Some((place(body, &attributes, SECOND)?, elements))
+    Some((place(body, SECOND)?, elements))
 }
 
 fn element(attributes: &Attributes<'_>) -> Option<Element> {
@@ -144,22 +103,7 @@ fn element(attributes: &Attributes<'_>) -> Option<Element> {
     })
 }
 
-fn place(body: &[u8], attributes: &Attributes<'_>, name: u16) -> Option<Place> {
-    Some(Place {
-        source: Source::Nft,
-        family: Family(*body.first()?),
-        table: attributes.find(TABLE).map(text)?,
-        name: attributes.find(name).map(text)?,
-    })
-}
-
-/// A big-endian word.
-pub(super) fn number(value: &[u8]) -> Option<u32> {
-    array(value, 0).map(u32::from_be_bytes)
-}
-
-/// A string up to its terminating zero.
-pub(super) fn text(bytes: &[u8]) -> String {
-    let end = bytes.iter().position(|byte| *byte == 0).unwrap_or(bytes.len());
-    String::from_utf8_lossy(bytes.get(..end).unwrap_or_default()).into_owned()
+fn place(body: &[u8], name: u16) -> Option<Place> {
+    let (family, table, name) = nf_tables::place(body, name)?;
+    Some(Place { source: Source::Nft, family: Family(family), table, name })
 }

@@ -1,12 +1,11 @@
 //! The expressions of `nf_tables`' rules as steps: what each compares, loads or decides. One that is not known becomes a
 //! condition that cannot be judged, never one that holds.
 
-use super::{
-    Field, Register, Step, Verdict,
-    decode::{number, text},
-    xt,
+use super::{Field, Register, Step, Verdict, xt};
+use crate::{
+    netlink::Attributes,
+    nf_tables::{number, text},
 };
-use crate::netlink::Attributes;
 
 /// `NFTA_DATA_VALUE` and `NFTA_DATA_VERDICT`.
 const VALUE: u16 = 1;

@@ -6,10 +6,9 @@ use std::collections::BTreeMap;
 
 use super::{
     Base, Chain, Family, Place, Rule, Source, Step, Verdict,
-    decode::text,
     xt::{self, Header, Match},
 };
-use crate::netlink::array;
+use crate::{netlink::array, nf_tables::text};
 
 /// Bytes of `struct ipt_getinfo` and of a table's name in it.
 const INFO: usize = 84;

@@ -155,7 +155,7 @@ fn state_of(rule: &Rule, register: Register, name: &str) -> String {
 fn value(bytes: &[u8], form: Form) -> String {
     match form {
         Form::Name => {
-            let name = super::decode::text(bytes);
+            let name = crate::nf_tables::text(bytes);
             let star = if bytes.len() < 16 && !bytes.contains(&0) { "*" } else { "" };
             format!("\"{name}{star}\"")
         }

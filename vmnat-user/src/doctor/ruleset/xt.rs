@@ -3,10 +3,9 @@
 
 use super::{
     Step,
-    decode::text,
     evaluate::{Known, Packet},
 };
-use crate::netlink::array;
+use crate::{netlink::array, nf_tables::text};
 
 /// A condition.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -2,7 +2,10 @@
 //! interfaces it is about. Numbers as in `linux/netfilter/nf_tables.h`; integers are big endian.
 
 use super::{Base, Name, Place, Rule};
-use crate::netlink::{Attributes, array};
+use crate::{
+    netlink::Attributes,
+    nf_tables::{self, SECOND, attributes, chain, element, number, rule, text},
+};
 
 /// `NFNL_SUBSYS_NFTABLES` with `NFT_MSG_GETCHAIN`, `NFT_MSG_GETRULE` and `NFT_MSG_GETSETELEM`.
 pub(super) const CHAINS: u16 = 0x0a04;
@@ -15,42 +18,13 @@ pub(super) const INET: u8 = 1;
 pub(super) const NETDEV: u8 = 5;
 pub(super) const BRIDGE: u8 = 7;
 
-/// Bytes of `struct nfgenmsg`: family, version, resource.
-const NFGENMSG: usize = 4;
-
 /// Bytes of an interface's name (`IFNAMSIZ`).
 const NAME: usize = 16;
-
-/// The first attribute of chains, rules and elements.
-const TABLE: u16 = 1;
 
 /// `NFTA_LIST_ELEM`, and `NFTA_DATA_VALUE` and `NFTA_DATA_VERDICT` of constants.
 const LIST_ELEMENT: u16 = 1;
 const DATA_VALUE: u16 = 1;
 const DATA_VERDICT: u16 = 2;
-
-mod chain {
-    pub(super) const NAME: u16 = 3;
-    pub(super) const HOOK: u16 = 4;
-    pub(super) const POLICY: u16 = 5;
-    pub(super) const HOOK_DEVICE: u16 = 3;
-    pub(super) const HOOK_DEVICES: u16 = 4;
-    pub(super) const DEVICE_PREFIX: u16 = 2;
-}
-
-mod rule {
-    pub(super) const CHAIN: u16 = 2;
-    pub(super) const EXPRESSIONS: u16 = 4;
-    pub(super) const EXPRESSION_NAME: u16 = 1;
-    pub(super) const EXPRESSION_DATA: u16 = 2;
-}
-
-mod element {
-    pub(super) const ELEMENTS: u16 = 3;
-    pub(super) const KEY: u16 = 1;
-    pub(super) const FLAGS: u16 = 3;
-    pub(super) const KEY_END: u16 = 10;
-}
 
 /// Keys of `meta` that are an interface's name: `iifname`, `oifname`, `ibrname`, `obrname`.
 const NAME_KEYS: [u32; 4] = [6, 7, 17, 18];
@@ -58,24 +32,10 @@ const NAME_KEYS: [u32; 4] = [6, 7, 17, 18];
 /// `NFT_JUMP` and `NFT_GOTO`.
 const JUMPS: [i32; 2] = [-3, -4];
 
-/// The body of a dump request: family, and table and set where they are named.
-pub(super) fn body(family: u8, names: &[&str]) -> Vec<u8> {
-    let mut body = vec![family, 0, 0, 0];
-    for (kind, name) in (TABLE..).zip(names) {
-        let length = u16::try_from(name.len().saturating_add(5)).unwrap_or(u16::MAX);
-        body.extend(length.to_ne_bytes());
-        body.extend(kind.to_ne_bytes());
-        body.extend(name.as_bytes());
-        body.push(0);
-        body.resize(body.len().next_multiple_of(4), 0);
-    }
-    body
-}
-
 /// A base chain through which packets of ports may come: of the bridge family, or bound to devices.
 pub(super) fn base(body: &[u8]) -> Option<Base> {
-    let attributes = Attributes(body.get(NFGENMSG..)?);
-    let place = place(body, &attributes, chain::NAME)?;
+    let attributes = attributes(body)?;
+    let place = place(body, chain::NAME)?;
     let hook = Attributes(attributes.find(chain::HOOK)?);
     let mut devices: Vec<Name> = hook.find(chain::HOOK_DEVICE).map(exact).into_iter().collect();
     if let Some(list) = hook.find(chain::HOOK_DEVICES) {
@@ -91,8 +51,8 @@ pub(super) fn base(body: &[u8]) -> Option<Base> {
 
 /// A rule and its chain.
 pub(super) fn rule(body: &[u8]) -> Option<(Place, Rule)> {
-    let attributes = Attributes(body.get(NFGENMSG..)?);
-    let place = place(body, &attributes, rule::CHAIN)?;
+    let attributes = attributes(body)?;
+    let place = place(body, SECOND)?;
     let mut found = Rule::default();
     // The register that holds an interface's name.
     let mut loaded = None;
@@ -139,7 +99,7 @@ fn read(name: &str, data: &Attributes<'_>, loaded: &mut Option<u32>, rule: &mut 
 
 /// The interfaces' names in one message of a set's elements; none where they are ranges, or more than names.
 pub(super) fn elements(body: &[u8]) -> Option<Vec<Name>> {
-    let attributes = Attributes(body.get(NFGENMSG..)?);
+    let attributes = attributes(body)?;
     let list = Attributes(attributes.find(element::ELEMENTS).unwrap_or_default());
     list.map(|(_, element)| {
         let element = Attributes(element);
@@ -152,12 +112,9 @@ pub(super) fn elements(body: &[u8]) -> Option<Vec<Name>> {
     .collect()
 }
 
-fn place(body: &[u8], attributes: &Attributes<'_>, name: u16) -> Option<Place> {
-    Some(Place {
-        family: *body.first()?,
-        table: attributes.find(TABLE).map(text)?,
-        name: attributes.find(name).map(text)?,
-    })
+fn place(body: &[u8], name: u16) -> Option<Place> {
+    let (family, table, name) = nf_tables::place(body, name)?;
+    Some(Place { family, table, name })
 }
 
 /// A name in a comparison: without its terminating zero, and shorter than a name may be, it is a prefix.
@@ -167,16 +124,6 @@ fn compared(value: &[u8]) -> Name {
 
 fn exact(value: &[u8]) -> Name {
     Name { text: text(value), is_prefix: false }
-}
-
-fn number(value: &[u8]) -> Option<u32> {
-    array(value, 0).map(u32::from_be_bytes)
-}
-
-/// A string up to its terminating zero.
-fn text(bytes: &[u8]) -> String {
-    let end = bytes.iter().position(|byte| *byte == 0).unwrap_or(bytes.len());
-    String::from_utf8_lossy(bytes.get(..end).unwrap_or_default()).into_owned()
 }
 
 #[cfg(test)]
