@@ -3,7 +3,9 @@
 mod trace;
 
 use std::{
-    fs, thread,
+    fs,
+    path::PathBuf,
+    thread,
     time::{Duration, Instant},
 };
 
@@ -58,13 +60,19 @@ fn resize(folder: &str, size: &str) -> Result<()> {
     remount.with_context(|| format!("{size} for {folder}"))
 }
 
-fn no_temporary_file() -> Result<()> {
+fn temporary_files() -> Result<Vec<PathBuf>> {
+    let mut all = Vec::new();
     for folder in ["/run/vmnat/default", "/var/lib/vmnat/default"] {
         for file in fs::read_dir(folder)? {
-            let name = file?.file_name();
-            ensure!(!name.to_string_lossy().ends_with(".next"), "{folder} still has {}", name.display());
+            all.extend(Some(file?.path()).filter(|path| path.extension().is_some_and(|end| end == "next")));
         }
     }
+    Ok(all)
+}
+
+fn no_temporary_file() -> Result<()> {
+    let left = temporary_files()?;
+    ensure!(left.is_empty(), "there still are {left:?}");
     Ok(())
 }
 
@@ -75,8 +83,11 @@ fn a_full_disk_at_an_apply_changes_nothing(hook: Hook) -> Result<()> {
     write(MAIN, &old)?;
     lab.vmnat_ok(&["apply"])?;
     lab.vmnat_ok(&["dnat", "add", &http(9090)])?;
-    // What the agent writes by the way is no matter of this.
+    // What the agent writes by the way is no matter of this, nor what it leaves half written.
     lab.kill_agent()?;
+    for half in temporary_files()? {
+        fs::remove_file(half)?;
+    }
     let store = "/var/lib/vmnat/default/forwards.json";
     let before = (fs::read(STATE)?, fs::read(store)?);
     write(MAIN, &format!("{}guest-flows = 9\n{}{BRIDGE}", base(hook), forwards(8081..8300)))?;
