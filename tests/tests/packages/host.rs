@@ -51,9 +51,9 @@ impl Host {
 
     /// Waits until the guest reaches the world, and the world the guest by the port forward.
     pub fn must_be_online(&mut self) -> Result<()> {
-        self.machine.wait_for(20, &ask("guest", "203.0.113.1:7")).context("the guest is cut off")?;
+        self.machine.wait_for(60, &ask("guest", "203.0.113.1:7")).context("the guest is cut off")?;
         self.machine
-            .wait_for(20, &ask("world", "203.0.113.2:7007"))
+            .wait_for(60, &ask("world", "203.0.113.2:7007"))
             .context("the port forward leads nowhere")?;
         Ok(())
     }
@@ -76,7 +76,7 @@ impl Host {
                     sleep 1; pgrep -x steady | wc -l";
         self.machine.run(begin)?;
         work(&mut self.machine)?;
-        let sent = self.machine.run("sleep 1; touch /run/end; for i in $(seq 60); do grep -q blocks /run/sent && break; sleep 0.2; done; cat /run/sent")?;
+        let sent = self.machine.run("sleep 1; touch /run/end; for i in $(seq 150); do grep -q blocks /run/sent && break; sleep 0.2; done; cat /run/sent")?;
         let figure = |name: &str| -> Result<u64> {
             let mut words = sent.split_whitespace().skip_while(|word| *word != name).skip(1);
             words
@@ -86,8 +86,9 @@ impl Host {
         };
         let (sent, answered) = (figure("sent")?, figure("answered")?);
         println!(
-            "{what}: {sent} datagrams, {} lost, longest gap {} ms, {} blocks of the stream",
+            "{what}: {sent} datagrams, {} lost, {} in a row, {} ms between two answers, {} blocks of the stream",
             sent.saturating_sub(answered),
+            figure("run")?,
             figure("gap_ms")?,
             figure("blocks")?
         );

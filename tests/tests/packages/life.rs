@@ -78,7 +78,7 @@ fn up(host: &mut Host, hook: &str) -> Result<()> {
 
 /// The unit runs, its process is the agent, and vmnat is whole.
 fn is_well(machine: &mut Machine) -> Result<()> {
-    machine.wait_for(30, "systemctl is-active vmnat.service && vmnat status")?;
+    machine.wait_for(60, "systemctl is-active vmnat.service && vmnat status")?;
     let pids = machine.run("systemctl show vmnat -p MainPID --value; cat /run/vmnat/default/agent.pid")?;
     let pids: Vec<&str> = pids.split_whitespace().collect();
     ensure!(matches!(pids[..], [unit, agent] if unit == agent), "{pids:?}");
@@ -96,7 +96,7 @@ fn work_on_the_unit(host: &mut Host) -> Result<()> {
     })?;
     host.under_traffic("kill -9", |machine| {
         machine.run("systemctl kill --signal KILL vmnat")?;
-        machine.wait_for(30, "[ $(systemctl show vmnat -p NRestarts --value) -ge 1 ]")?;
+        machine.wait_for(60, "[ $(systemctl show vmnat -p NRestarts --value) -ge 1 ]")?;
         is_well(machine)
     })?;
     host.under_traffic("an agent that hangs", |machine| {
@@ -107,7 +107,7 @@ fn work_on_the_unit(host: &mut Host) -> Result<()> {
         // The beat comes from the loop, so a short watchdog leaves an agent alone that works.
         machine.run("sleep 9; [ $(systemctl show vmnat -p NRestarts --value) = 0 ]")?;
         machine.run("kill -STOP $(systemctl show vmnat -p MainPID --value)")?;
-        machine.wait_for(40, "[ $(systemctl show vmnat -p NRestarts --value) -ge 1 ]")?;
+        machine.wait_for(90, "[ $(systemctl show vmnat -p NRestarts --value) -ge 1 ]")?;
         machine.run("journalctl -u vmnat | grep -i 'watchdog timeout'")?;
         machine.run("rm -r /run/systemd/system/vmnat.service.d; systemctl daemon-reload; systemctl restart vmnat")?;
         is_well(machine)
@@ -154,10 +154,11 @@ fn reboot(host: &mut Host) -> Result<()> {
     host.machine.run(autostart)?;
     host.machine.run("systemctl enable docker.service libvirtd.service")?;
     host.machine.reboot()?;
-    host.machine.wait_for(60, "systemctl is-active vmnat.service")?;
+    host.machine.wait_for(120, "systemctl is-active vmnat.service")?;
+    // Of several units `is-active` is content with one.
     host.machine.wait_for(
-        120,
-        "systemctl is-active libvirtd.service docker.service && [ -e /sys/class/net/virbr0 ]",
+        300,
+        "systemctl is-active libvirtd.service && systemctl is-active docker.service && [ -e /sys/class/net/virbr0 ]",
     )?;
     host.machine.run("bash /stage/lab.sh")?;
     // Docker drops what is forwarded only where it was the first to turn forwarding on.
@@ -176,9 +177,9 @@ fn the_hooks_notify(machine: &mut Machine) -> Result<()> {
     for (folder, words) in [("network.d", "default started begin -"), ("qemu.d", "web started begin -")] {
         machine.run("echo 0 >/proc/sys/net/ipv4/conf/virbr0/forwarding")?;
         let said = machine
-            .run(&format!("timeout 5 /etc/libvirt/hooks/{folder}/vmnat {words} 2>&1 <<<'<hookData/>'"))?;
+            .run(&format!("timeout 20 /etc/libvirt/hooks/{folder}/vmnat {words} 2>&1 <<<'<hookData/>'"))?;
         ensure!(said.is_empty(), "libvirt would take this for XML: {said}");
-        machine.wait_for(5, "[ $(cat /proc/sys/net/ipv4/conf/virbr0/forwarding) = 1 ]")?;
+        machine.wait_for(15, "[ $(cat /proc/sys/net/ipv4/conf/virbr0/forwarding) = 1 ]")?;
     }
     // Nobody to notify is no failure.
     machine.run("systemctl stop vmnat && /etc/libvirt/hooks/qemu.d/vmnat web started begin - && systemctl start vmnat")?;
