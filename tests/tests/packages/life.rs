@@ -110,11 +110,11 @@ fn work_on_the_unit(host: &mut Host) -> Result<()> {
     })?;
     host.under_traffic("an agent that hangs", |machine| {
         machine.run(
-            "mkdir -p /run/systemd/system/vmnat.service.d; printf '[Service]\\nWatchdogSec=4\\nTimeoutAbortSec=1\\n' \
+            "mkdir -p /run/systemd/system/vmnat.service.d; printf '[Service]\\nWatchdogSec=8\\nTimeoutAbortSec=1\\n' \
              >/run/systemd/system/vmnat.service.d/test.conf; systemctl daemon-reload; systemctl restart vmnat",
         )?;
         // The beat comes from the loop, so a short watchdog leaves an agent alone that works.
-        machine.run("sleep 9; [ $(systemctl show vmnat -p NRestarts --value) = 0 ]")?;
+        machine.run("sleep 18; [ $(systemctl show vmnat -p NRestarts --value) = 0 ]")?;
         machine.run("kill -STOP $(systemctl show vmnat -p MainPID --value)")?;
         machine.wait_for(90, "[ $(systemctl show vmnat -p NRestarts --value) -ge 1 ]")?;
         machine.run("journalctl -u vmnat | grep -i 'watchdog timeout'")?;
