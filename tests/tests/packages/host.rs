@@ -53,9 +53,9 @@ impl Host {
 
     /// Waits until the guest reaches the world, and the world the guest by the port forward.
     pub fn must_be_online(&mut self) -> Result<()> {
-        self.machine.wait_for(60, &ask("guest", "203.0.113.1:7")).context("the guest is cut off")?;
+        self.machine.wait_for(60, &ask("guest", "203.0.113.1:7", 10)).context("the guest is cut off")?;
         self.machine
-            .wait_for(60, &ask("world", "203.0.113.2:7007"))
+            .wait_for(60, &ask("world", "203.0.113.2:7007", 10))
             .context("the port forward leads nowhere")?;
         Ok(())
     }
@@ -74,7 +74,7 @@ impl Host {
 
     /// Fails when the guest reaches the world.
     pub fn must_be_cut_off(&mut self) -> Result<()> {
-        let output = self.machine.try_run(&ask("guest", "203.0.113.1:7"))?;
+        let output = self.machine.try_run(&ask("guest", "203.0.113.1:7", 4))?;
         ensure!(output.code != 0, "the guest reaches the world: {}", output.text);
         Ok(())
     }
@@ -118,11 +118,11 @@ impl Drop for Host {
     }
 }
 
-/// A command that ends well when the echo at `to` answers.
-fn ask(from: &str, to: &str) -> String {
+/// A command that ends well when the echo at `to` answers within `seconds`.
+fn ask(from: &str, to: &str, seconds: u32) -> String {
     let (address, port) = to.split_once(':').unwrap_or_default();
     format!(
-        "ip netns exec {from} timeout 2 bash -c 'exec 3<>/dev/tcp/{address}/{port}; echo ask >&3; read -r answer <&3; \
+        "ip netns exec {from} timeout {seconds} bash -c 'exec 3<>/dev/tcp/{address}/{port}; echo ask >&3; read -r answer <&3; \
          [ \"$answer\" = ask ]' 2>&1"
     )
 }
