@@ -2,6 +2,8 @@
 
 mod alone;
 mod census;
+mod layouts;
+mod upgrade;
 
 use std::{env, thread, time::Duration};
 

@@ -12,6 +12,14 @@ use anyhow::{Context as _, Result, ensure};
 use vmnat_tests::lab::{Lab, wait_until};
 use vmnat_user::rawbpf;
 
+/// The kernel's number of each pinned map, by name.
+pub(super) fn map_ids() -> Result<BTreeMap<String, u32>> {
+    let mut pins = BTreeMap::new();
+    collect(Path::new("/sys/fs/bpf/vmnat/default"), &mut pins)?;
+    let name = |path: PathBuf| path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+    Ok(pins.into_iter().filter_map(|(path, id)| Some((name(path), id?))).collect())
+}
+
 /// A count of it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Census {
