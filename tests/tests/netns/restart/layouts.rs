@@ -48,7 +48,7 @@ fn strangers() -> [Stranger; 7] {
 fn what_has_another_layout_is_refused(hook: Hook) -> Result<()> {
     let mut lab = Lab::new()?;
     lab.up(hook)?;
-    let later = another_program(Path::new("/run/vmnat-later"), &[("STATION", 8_192)])?;
+    let later = another_program(Path::new("/run/vmnat-later"), &[("LEASE", 32_768)])?;
     let later = later.to_string_lossy();
     let traffic = Traffic::start(&lab)?;
     let (agent, state, maps) = (lab.agent()?, fs::read("/run/vmnat/default/state.json")?, map_ids()?);

@@ -38,16 +38,32 @@ fn bytes_of(declared: Declared) -> Vec<u8> {
     declared.iter().flat_map(|number| number.to_le_bytes()).collect()
 }
 
-/// Declares maps otherwise in a kernel half, wherever it lies in these bytes; each must be there just once.
-fn declare_otherwise(bytes: &mut [u8], changes: &[(Declared, Declared)]) -> Result<()> {
-    for (from, to) in changes {
-        let wanted = bytes_of(*from);
-        let places: Vec<usize> =
-            bytes.windows(20).enumerate().filter(|(_, window)| *window == wanted).map(|(at, _)| at).collect();
-        let [at] = places[..] else { bail!("{from:?} is declared {} times", places.len()) };
-        bytes[at..at + 20].copy_from_slice(&bytes_of(*to));
-    }
+/// Writes other bytes of the same number; the former ones must be there just once.
+fn replace(bytes: &mut [u8], from: &[u8], to: &[u8]) -> Result<()> {
+    let windows = bytes.windows(from.len()).enumerate();
+    let places: Vec<usize> = windows.filter(|(_, window)| *window == from).map(|(at, _)| at).collect();
+    let [at] = places[..] else { bail!("{} places of {from:?}", places.len()) };
+    bytes[at..at + to.len()].copy_from_slice(to);
     Ok(())
+}
+
+/// The kernel halves in a program; one that is built for debugging has two.
+fn kernel_halves(program: &mut [u8]) -> Vec<&mut [u8]> {
+    // The linker keeps the alignment of `include_bytes_aligned!`.
+    const ALIGNMENT: usize = 8;
+    let (mut halves, mut rest) = (Vec::new(), program);
+    loop {
+        let mut places = (0..rest.len().saturating_sub(OBJECT.len())).step_by(ALIGNMENT);
+        let Some(at) = places.find(|at| rest[*at..].starts_with(OBJECT)) else { return halves };
+        let (half, behind) = rest.split_at_mut(at).1.split_at_mut(OBJECT.len().next_multiple_of(ALIGNMENT));
+        halves.push(half);
+        rest = behind;
+    }
+}
+
+/// Declares a map otherwise in a kernel half, wherever it lies in these bytes.
+fn declare_otherwise(bytes: &mut [u8], (from, to): (Declared, Declared)) -> Result<()> {
+    replace(bytes, &bytes_of(from), &bytes_of(to))
 }
 
 /// How the object declares a map.
@@ -60,12 +76,19 @@ fn declared(name: &str) -> Result<Declared> {
 /// Another version of the program: another kernel half, some of whose maps hold another number of entries.
 pub(super) fn another_program(path: &Path, sizes: &[(&str, u32)]) -> Result<PathBuf> {
     let mut bytes = fs::read(vmnat::program()?)?;
-    let mark = bytes.windows(MARK.len()).position(|window| window == MARK);
-    bytes[mark.context("the kernel half has no name of its compiler")?] = b'k';
-    for (name, entries) in sizes {
-        let from = declared(name)?;
-        let [kind, key, value, _, flags] = from;
-        declare_otherwise(&mut bytes, &[(from, [kind, key, value, *entries, flags])])?;
+    let mark = [b"k", &MARK[1..]].concat();
+    let halves = kernel_halves(&mut bytes);
+    ensure!(
+        !halves.is_empty(),
+        "the program was not built together with the tests: it has another kernel half"
+    );
+    for half in halves {
+        replace(half, MARK, &mark).context("the kernel half has no name of its compiler")?;
+        for (name, entries) in sizes {
+            let from = declared(name)?;
+            let [kind, key, value, _, flags] = from;
+            declare_otherwise(half, (from, [kind, key, value, *entries, flags]))?;
+        }
     }
     fs::write(path, bytes)?;
     fs::set_permissions(path, fs::Permissions::from_mode(0o755))?;
@@ -85,13 +108,13 @@ fn schemas() -> Result<Vec<String>> {
     entries.collect()
 }
 
-/// 1. a later program whose tables of stations and leases have another size, and whose counters are more: flows and
+/// 1. a later program whose tables of guests and leases have another size: flows and
 ///    mappings are the very same maps, those others are copied, and the agent is the new one; 2. back to the earlier program.
 fn a_later_program_and_an_earlier_one_take_over_unnoticed(hook: Hook) -> Result<()> {
     let mut lab = Lab::new()?;
     lab.up(hook)?;
     let own = vmnat::program()?.canonicalize()?;
-    let later = another_program(Path::new("/run/vmnat-later"), &[("STATION", 8_192), ("LEASE", 32_768)])?;
+    let later = another_program(Path::new("/run/vmnat-later"), &[("GUEST", 8_192), ("LEASE", 32_768)])?;
     let traffic = Traffic::start(&lab)?;
     let pinned = schemas()?;
     let mut before = map_ids()?;
@@ -104,7 +127,7 @@ fn a_later_program_and_an_earlier_one_take_over_unnoticed(hook: Hook) -> Result<
         let now = map_ids()?;
         let same = |name: &str| before.get(name) == now.get(name);
         ensure!(same("FLOW") && same("MAPPING"), "flows or mappings were made anew");
-        ensure!(!same("STATION") && !same("LEASE"), "the maps of another size are the old ones");
+        ensure!(!same("GUEST") && !same("LEASE"), "the maps of another size are the old ones");
         ensure!(lab.rows(&["leases"])?.len() >= leases, "leases have gone");
         before = now;
         traffic.moves(PATIENCE)?;
@@ -137,7 +160,8 @@ fn flows_of_a_changed_layout_live_on(hook: Hook) -> Result<()> {
     lab.up_with(hook, &["--flows", "4096"])?;
     let (flow, mapping) = (declared("FLOW")?, declared("MAPPING")?);
     let mut object = OBJECT.to_vec();
-    declare_otherwise(&mut object, &[longer(flow), longer(mapping)])?;
+    declare_otherwise(&mut object, longer(flow))?;
+    declare_otherwise(&mut object, longer(mapping))?;
     let schema = vmnat_common::SCHEMA_VERSION;
     let changed = [("FLOW", lengthening(flow)), ("MAPPING", lengthening(mapping))];
     let steps = [Step { from: schema, changed: &changed }];
