@@ -2,6 +2,7 @@
 
 mod alone;
 mod census;
+mod killed;
 mod layouts;
 mod upgrade;
 
