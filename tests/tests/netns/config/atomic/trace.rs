@@ -92,21 +92,25 @@ fn trace(mut command: Command, until: (Steps, usize)) -> Result<Option<usize>> {
 fn follow(pid: Pid, (steps, number): (Steps, usize)) -> Result<Option<usize>> {
     waitpid(pid, None).context("wait for its first stop")?;
     ptrace::setoptions(pid, Options::PTRACE_O_TRACESYSGOOD | Options::PTRACE_O_EXITKILL)?;
-    let (mut seen, mut signal) = (0_usize, None);
+    let (mut seen, mut signal, mut restarts) = (0_usize, None, false);
     loop {
         ptrace::syscall(pid, signal.take())?;
         match waitpid(pid, None)? {
             WaitStatus::Exited(_, 0) => return Ok(Some(seen)),
             WaitStatus::Exited(_, code) => bail!("it ended with {code} before step {number}"),
             WaitStatus::Signaled(_, signal, _) => bail!("it was ended by {signal}"),
-            WaitStatus::PtraceSyscall(_) if is_step(pid, steps)? => {
-                seen = seen.saturating_add(1);
-                if seen == number {
-                    nix::sys::signal::kill(pid, Signal::SIGKILL)?;
-                    waitpid(pid, None)?;
-                    return Ok(None);
+            WaitStatus::PtraceSyscall(_) => match stop(pid, steps)? {
+                Stop::Step if !restarts => {
+                    seen = seen.saturating_add(1);
+                    if seen == number {
+                        nix::sys::signal::kill(pid, Signal::SIGKILL)?;
+                        waitpid(pid, None)?;
+                        return Ok(None);
+                    }
                 }
-            }
+                Stop::Step | Stop::Other => restarts = false,
+                Stop::Restart => restarts = true,
+            },
             WaitStatus::Stopped(_, Signal::SIGTRAP) => {}
             WaitStatus::Stopped(_, other) => signal = Some(other),
             _ => {}
@@ -114,11 +118,27 @@ fn follow(pid: Pid, (steps, number): (Steps, usize)) -> Result<Option<usize>> {
     }
 }
 
-/// True when it is about to enter a step.
-fn is_step(pid: Pid, steps: Steps) -> Result<bool> {
+/// Where it stops.
+enum Stop {
+    /// It is about to enter a step.
+    Step,
+    /// The kernel begins the last call once more by itself, as where it waits for others that change interfaces.
+    Restart,
+    Other,
+}
+
+/// `ERESTARTSYS` to `ERESTART_RESTARTBLOCK` of `linux/errno.h`, which no program sees.
+const RESTARTS: std::ops::RangeInclusive<i64> = -516..=-512;
+
+fn stop(pid: Pid, steps: Steps) -> Result<Stop> {
     let info = ptrace::syscall_info(pid)?;
+    if info.op == libc::PTRACE_SYSCALL_INFO_EXIT {
+        // SAFETY: the kernel has filled this member, as `op` says.
+        let answer = unsafe { info.u.exit.sval };
+        return Ok(if RESTARTS.contains(&answer) { Stop::Restart } else { Stop::Other });
+    }
     if info.op != libc::PTRACE_SYSCALL_INFO_ENTRY {
-        return Ok(false);
+        return Ok(Stop::Other);
     }
     // SAFETY: the kernel has filled this member, as `op` says.
     let (call, first) = unsafe { (info.u.entry.nr, info.u.entry.args[0]) };
@@ -127,5 +147,6 @@ fn is_step(pid: Pid, steps: Steps) -> Result<bool> {
     let is_kernel = KERNEL_STEPS.contains(&call)
         || OLD_KERNEL_STEPS.contains(&call)
         || (call == libc::SYS_bpf && BPF_STEPS.contains(&first));
-    Ok(is_file || (steps == Steps::All && is_kernel))
+    let is_step = is_file || (steps == Steps::All && is_kernel);
+    Ok(if is_step { Stop::Step } else { Stop::Other })
 }
