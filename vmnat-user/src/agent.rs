@@ -19,7 +19,7 @@ use tokio::{
 };
 use tracing::{debug, info, warn};
 
-pub use self::place::{Herald, Place, end, end_background, nudge, running};
+pub use self::place::{Herald, Place, end, end_background, end_other, nudge, running};
 use self::{lease_watch::LeaseWatch, listener::Listener, round::Round};
 use crate::{
     dhcp::Dhcp,

@@ -1,6 +1,6 @@
 //! All or nothing: full disks, a program that is killed between any two steps, two writers, thousands of rules.
 
-mod trace;
+pub(crate) mod trace;
 
 use std::{
     fs,
