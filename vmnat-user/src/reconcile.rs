@@ -35,7 +35,7 @@ use crate::{
     paths::Instance,
     plan::{self, Circumstances, Plan},
     room, services,
-    state::{Filtering, State},
+    state::{Filtering, Lock, State},
     tables::{Table, Tables},
 };
 
@@ -61,10 +61,11 @@ pub async fn reconcile(
     tables: &Tables,
     state: &mut State,
     facts: &Facts,
+    lock: &Lock,
 ) -> Result<Reconciled> {
     let mut done = Reconciled::default();
-    let plan = fill(instance, tables, state, facts, &mut done)?;
-    attach(instance, handle, tables, state, &plan, &mut done).await?;
+    let plan = fill(instance, tables, state, facts, lock, &mut done)?;
+    attach(instance, handle, tables, state, &plan, lock, &mut done).await?;
     Ok(done)
 }
 
@@ -77,6 +78,7 @@ pub fn fill(
     tables: &Tables,
     state: &mut State,
     facts: &Facts,
+    lock: &Lock,
     done: &mut Reconciled,
 ) -> Result<Plan> {
     // Refuse what cannot be before anything is touched.
@@ -86,7 +88,7 @@ pub fn fill(
     crate::forwards::refresh(state, directory)?;
     state.dhcp_leases = instance.dhcp_leases();
     sysctls::survey(state, facts, done);
-    let loopback_is_strict = services::loopback::settle(state, !outline.service.is_empty(), done);
+    let loopback_is_strict = services::loopback::settle(state, !outline.service.is_empty(), lock, done);
     let room = room::settle(instance, tables, facts, &outline)?;
     done.changes.extend(room.changes);
     let circumstances = Circumstances {
@@ -122,8 +124,11 @@ pub async fn attach(
     tables: &Tables,
     state: &mut State,
     plan: &Plan,
+    lock: &Lock,
     done: &mut Reconciled,
 ) -> Result<()> {
+    link::foresee(state, &plan.hooks);
+    lock.note_records(state)?;
     let synced = link::sync(instance, handle, state, &plan.hooks).await?;
     done.changes.extend(synced.changes);
     if synced.failures.is_empty() {
