@@ -157,6 +157,8 @@ impl Change {
         let Self { instance, state, .. } = self;
         let object = format!("{}-{}", dataplane::fingerprint(), u8::from(state.kernel_log));
         if state.object == object && dataplane::is_pinned(instance) {
+            // A `down` that was killed may have removed some.
+            dataplane::make_directories(instance)?;
             return Ok(false);
         }
         let options = LoadOptions { flows: state.flows, kernel_log: state.kernel_log };

@@ -20,6 +20,7 @@ use serde::{Deserialize, Serialize};
 
 pub use self::{
     admission::admit,
+    clsact::own_programs,
     host::{cgroup_root, stands, sync_host},
 };
 use crate::{

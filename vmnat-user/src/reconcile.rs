@@ -92,7 +92,7 @@ pub fn fill(
     let room = room::settle(instance, tables, facts, &outline)?;
     done.changes.extend(room.changes);
     let circumstances = Circumstances {
-        obstructed: obstructed(state, facts),
+        obstructed: obstructed(instance, state, facts),
         closed: sysctls::closed(state),
         room: room.ends,
         loopback_is_strict,
@@ -189,7 +189,8 @@ pub fn flush(tables: &Tables, is_doomed: impl Fn(&FlowKey, &Session) -> bool) ->
 
 /// Ports with something of the operator's behind their hook: an ingress filter that is not vmnat's own, or rules of
 /// nftables.
-fn obstructed(state: &State, facts: &Facts) -> HashMap<u32, String> {
+fn obstructed(instance: &Instance, state: &State, facts: &Facts) -> HashMap<u32, String> {
+    let own = link::own_programs(instance);
     let bridges = state.bridges.iter().filter_map(|bridge| facts.link(&bridge.name));
     let bridges = bridges.chain(plan::uplinks(state, facts).into_iter().filter(|uplink| uplink.is_bridge));
     let rules = facts::port_rules();
@@ -202,9 +203,13 @@ fn obstructed(state: &State, facts: &Facts) -> HashMap<u32, String> {
         // The port may be gone by now.
         let filters = facts::filters(port.index, Point::Ingress).unwrap_or_default();
         let foreign = filters.into_iter().find(|filter| {
-            !state.filters.iter().any(|own| {
-                own.ifindex == port.index && own.priority == filter.preference && own.handle == filter.handle
-            })
+            let is_own = own.iter().any(|(id, _)| Some(*id) == filter.program_id);
+            !is_own
+                && !state.filters.iter().any(|own| {
+                    own.ifindex == port.index
+                        && own.priority == filter.preference
+                        && own.handle == filter.handle
+                })
         });
         if let Some(filter) = foreign {
             obstructed.insert(port.index, format!("its ingress has a {} filter", filter.kind));

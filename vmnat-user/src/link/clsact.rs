@@ -80,14 +80,19 @@ pub(super) fn foresee(state: &mut State, wanted: &[Hook]) {
     }
 }
 
-/// Puts on record the filters of this instance's programs that are on none, as a command leaves them that is killed
-/// between a filter and its record.
-fn adopt(instance: &Instance, state: &mut State, places: Vec<(String, u32, Point)>) {
+/// The kernel's numbers of this instance's programs, and their names.
+pub fn own_programs(instance: &Instance) -> Vec<(u32, &'static str)> {
     let id = |name: &'static str| {
         let fd = rawbpf::object_get(&instance.program(name)).ok()?;
         Some((rawbpf::program_id(fd.as_fd()).ok()?, name))
     };
-    let own: Vec<(u32, &str)> = program::ALL.into_iter().filter_map(id).collect();
+    program::ALL.into_iter().filter_map(id).collect()
+}
+
+/// Puts on record the filters of this instance's programs that are on none, as a command leaves them that is killed
+/// between a filter and its record.
+fn adopt(instance: &Instance, state: &mut State, places: Vec<(String, u32, Point)>) {
+    let own = own_programs(instance);
     for (interface, ifindex, point) in places {
         // The interface may have neither hook nor discipline.
         for filter in facts::filters(ifindex, point).unwrap_or_default() {
