@@ -81,6 +81,7 @@ pub(super) fn foresee(state: &mut State, wanted: &[Hook]) {
 }
 
 /// The kernel's numbers of this instance's programs, and their names.
+#[must_use]
 pub fn own_programs(instance: &Instance) -> Vec<(u32, &'static str)> {
     let id = |name: &'static str| {
         let fd = rawbpf::object_get(&instance.program(name)).ok()?;
