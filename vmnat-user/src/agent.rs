@@ -275,7 +275,8 @@ impl<'a> Agent<'a> {
         // Before they are read, so that no change falls between.
         self.lease_watch.follow(&leases::files(&state));
         let facts = facts::gather(&self.handle).await?;
-        let done = reconcile::reconcile(self.instance, &self.handle, &self.tables, &mut state, &facts).await;
+        let Self { instance, handle, tables, .. } = &*self;
+        let done = reconcile::reconcile(instance, handle, tables, &mut state, &facts, &lock).await;
         if state != before {
             lock.save(&state)?;
         }

@@ -92,8 +92,8 @@ impl Change {
     pub async fn apply(&mut self) -> Result<Reconciled> {
         config::refuse_foreign(&self.instance, &self.state)?;
         let tables = self.tables()?;
-        let Self { instance, handle, state, facts, .. } = self;
-        let done = reconcile::reconcile(instance, handle, &tables, state, facts).await;
+        let Self { instance, handle, lock, state, facts, .. } = self;
+        let done = reconcile::reconcile(instance, handle, &tables, state, facts, lock).await;
         self.save()?;
         done
     }
@@ -118,8 +118,8 @@ impl Change {
         let tables = self.tables()?;
         // A full disk is met before the kernel is told.
         let staged = (self.lock.stage(&self.state)?, self.lock.stage_wish(&self.state)?);
-        let Self { instance, handle, state, facts, .. } = self;
-        let done = reconcile::reconcile(instance, handle, &tables, state, facts).await;
+        let Self { instance, handle, lock, state, facts, .. } = self;
+        let done = reconcile::reconcile(instance, handle, &tables, state, facts, lock).await;
         let done = done.and_then(|done| refuse_failures(before, done));
         let done = done.and_then(|done| self.write(before, staged).map(|()| done));
         if done.is_err() {
@@ -140,8 +140,8 @@ impl Change {
     /// Makes the former wish true again; what was recorded for `down` since then stays on record.
     async fn put_back(&mut self, before: &State, tables: &Tables) {
         config::copy_wish(before, &mut self.state);
-        let Self { instance, handle, state, facts, .. } = self;
-        if let Err(error) = reconcile::reconcile(instance, handle, tables, state, facts).await {
+        let Self { instance, handle, lock, state, facts, .. } = self;
+        if let Err(error) = reconcile::reconcile(instance, handle, tables, state, facts, lock).await {
             tracing::warn!("cannot put back what was: {error:#}");
         }
         if let Err(error) = self.save() {
@@ -157,6 +157,8 @@ impl Change {
         let Self { instance, state, .. } = self;
         let object = format!("{}-{}", dataplane::fingerprint(), u8::from(state.kernel_log));
         if state.object == object && dataplane::is_pinned(instance) {
+            // A `down` that was killed may have removed some.
+            dataplane::make_directories(instance)?;
             return Ok(false);
         }
         let options = LoadOptions { flows: state.flows, kernel_log: state.kernel_log };
@@ -178,12 +180,12 @@ impl Change {
     /// As [`Change::apply`].
     pub async fn apply_first(&mut self) -> Result<(Reconciled, TakenOver)> {
         let tables = self.tables()?;
-        let Self { instance, handle, state, facts, .. } = self;
+        let Self { instance, handle, lock, state, facts, .. } = self;
         let mut done = Reconciled::default();
         let first = async {
-            let plan = reconcile::fill(instance, &tables, state, facts, &mut done)?;
+            let plan = reconcile::fill(instance, &tables, state, facts, lock, &mut done)?;
             let taken = takeover::take_over(&tables)?;
-            reconcile::attach(instance, handle, &tables, state, &plan, &mut done).await?;
+            reconcile::attach(instance, handle, &tables, state, &plan, lock, &mut done).await?;
             Ok(taken)
         };
         let taken = first.await;

@@ -225,7 +225,11 @@ pub fn load_edition(instance: &Instance, options: LoadOptions, edition: &Edition
     Ok(())
 }
 
-fn make_directories(instance: &Instance) -> Result<()> {
+/// Makes the directories of the pins, as far as they are missing.
+///
+/// # Errors
+/// What the file system answers.
+pub fn make_directories(instance: &Instance) -> Result<()> {
     for directory in [instance.maps(), instance.programs(), instance.links(), instance.host_links()] {
         let made = DirBuilder::new().recursive(true).mode(0o700).create(&directory);
         made.with_context(|| format!("make {}", directory.display()))?;

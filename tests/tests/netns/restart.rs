@@ -1,5 +1,11 @@
 //! Guests do not notice that the agent dies, is restarted or replaced.
 
+#![expect(
+    clippy::arithmetic_side_effects,
+    clippy::indexing_slicing,
+    reason = "counts and bytes of a test's own making; what is out of range would panic in the debug build that tests run"
+)]
+
 mod alone;
 mod census;
 mod killed;

@@ -319,6 +319,7 @@ fn copy(from: &(OwnedFd, MapShape), to: &(OwnedFd, MapShape), rewrites: &[Heir])
 mod tests {
     use super::*;
 
+    #[expect(clippy::unnecessary_wraps, reason = "the type of `Heir::Entries`")]
     fn doubled(key: &[u8], value: &[u8]) -> Option<Entry> {
         Some((key.to_vec(), [value, value].concat()))
     }

@@ -119,6 +119,21 @@ impl Lock {
         self.write_running(state)?.commit()
     }
 
+    /// Puts on record what `down` will have to put back, before it is changed: whoever is killed then leaves a host that can be
+    /// left as it was found. What the file says else stays as it is.
+    ///
+    /// # Errors
+    /// What the file system answers.
+    pub fn note_records(&self, state: &State) -> Result<()> {
+        let Some(mut known) = super::find_running(&self.instance)? else { return Ok(()) };
+        let before = known.clone();
+        known.sysctls.clone_from(&state.sysctls);
+        known.loopback.clone_from(&state.loopback);
+        known.filters.clone_from(&state.filters);
+        known.qdiscs.clone_from(&state.qdiscs);
+        if known == before { Ok(()) } else { self.save_running(&known) }
+    }
+
     /// Writes the state beside its file, without the port forwards that outlive the instance.
     ///
     /// # Errors

@@ -139,6 +139,7 @@ fn a_later_program_and_an_earlier_one_take_over_unnoticed(hook: Hook) -> Result<
 }
 
 /// Eight bytes longer at its end.
+#[expect(clippy::unnecessary_wraps, reason = "the type of `Heir::Entries`")]
 fn lengthened(key: &[u8], value: &[u8]) -> Option<Entry> {
     Some((key.to_vec(), [value, &[0; 8]].concat()))
 }
