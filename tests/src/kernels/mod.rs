@@ -72,21 +72,25 @@ impl Inside {
     /// When one fails, too few run, or they do not come to an end.
     pub fn must_pass(&mut self, selection: &Selection) -> Result<()> {
         let begun = Instant::now();
-        let words: Vec<String> = selection
-            .filters
-            .iter()
-            .map(|filter| (*filter).to_owned())
-            .chain(selection.skips.iter().map(|skip| format!("--skip {skip}")))
-            .collect();
-        self.machine.run(&format!(
-            "cat >/run/inside.sh <<'END'\n. /stage/environment\nexport {}={}\n/stage/netns --test-threads=2 {} \
-             >/run/inside.log 2>&1\necho $? >/run/inside.end\nEND\nrm -f /run/inside.end /run/inside.log; touch /run/inside.log; \
-             systemd-run --quiet --collect --unit inside bash /run/inside.sh",
-            patience::VARIABLE,
-            FACTOR.saturating_mul(patience::factor()),
-            words.join(" ")
-        ))?;
-        let report = self.follow()?;
+        let report = self.run(selection.filters, selection.skips)?;
+        self.judge(&report, selection, begun)
+    }
+
+    /// Like [`Inside::must_pass`], with a run for each filter, so that causes of failures are told before the end.
+    ///
+    /// # Errors
+    ///
+    /// As [`Inside::must_pass`].
+    pub fn must_pass_apart(&mut self, selection: &Selection) -> Result<()> {
+        let begun = Instant::now();
+        let mut all = Report::default();
+        for &filter in selection.filters {
+            all.join(self.run(&[filter], selection.skips)?);
+        }
+        self.judge(&all, selection, begun)
+    }
+
+    fn judge(&self, report: &Report, selection: &Selection, begun: Instant) -> Result<()> {
         let took = begun.elapsed().as_secs();
         println!(
             "Linux {}: {} tests of the netns tier passed, {} failed, in {} min {} s",
@@ -97,6 +101,25 @@ impl Inside {
             took % 60
         );
         report.judge(selection).with_context(|| format!("the netns tier on Linux {}", self.kernel))
+    }
+
+    /// Runs the test program once.
+    fn run(&mut self, filters: &[&str], skips: &[&str]) -> Result<Report> {
+        let skips: Vec<String> = skips.iter().map(|skip| format!("--skip {skip}")).collect();
+        let script = format!(
+            ". /stage/environment\nexport {}={}\n/stage/netns --test-threads=2 {} {} >/run/inside.log 2>&1\n\
+             echo $? >/run/inside.next; mv /run/inside.next /run/inside.end\n",
+            patience::VARIABLE,
+            FACTOR.saturating_mul(patience::factor()),
+            filters.join(" "),
+            skips.join(" ")
+        );
+        let started = self.machine.ask(&format!(
+            "rm -f /run/inside.end; : >/run/inside.log; cat >/run/inside.sh <<'END'\n{script}END\n\
+             systemd-run --quiet --collect bash /run/inside.sh"
+        ))?;
+        ensure!(started.code == 0, "the tests cannot be started: {}", started.text);
+        self.follow()
     }
 
     /// Relays until the end.

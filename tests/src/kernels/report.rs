@@ -41,6 +41,17 @@ impl Report {
         }
     }
 
+    /// Adds what another run has shown.
+    pub fn join(&mut self, other: Self) {
+        self.passed.extend(other.passed);
+        self.failed.extend(other.failed);
+        self.causes.extend(other.causes);
+        // One that has ended badly is not made good by a later one.
+        if self.end.as_deref().is_none_or(|end| end == "0") {
+            self.end = other.end;
+        }
+    }
+
     /// Fails unless all that was selected ran and passed.
     ///
     /// # Errors
