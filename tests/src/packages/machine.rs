@@ -210,16 +210,8 @@ fn start(folder: &Path, kernel: &Path, memory: u32, disks: [&Path; 3]) -> Result
     let mut qemu = Command::new("setpriv");
     qemu.args(["--pdeathsig", "KILL", "qemu-system-x86_64"]);
     // QEMU 7.2 computes the flags after `cmpxchg16b` from what is not there yet, and an interrupt there faults twice.
-    qemu.args([
-        "-accel",
-        "tcg,thread=multi",
-        "-cpu",
-        "max,-cx16,-erms",
-        "-smp",
-        "2",
-        "-m",
-        &memory.to_string(),
-    ]);
+    qemu.args(["-accel", "tcg,thread=multi", "-cpu", "max,-cx16,-erms"]);
+    qemu.args(["-smp", "2", "-m", &memory.to_string()]);
     qemu.args(["-nodefaults", "-display", "none", "-serial", &format!("file:{}", at("serial"))]);
     qemu.arg("-kernel").arg(kernel).args(["-initrd", &at("initramfs")]);
     // A busy machine emulates the timer too late for the kernel's check of it. String instructions are emulated element by
