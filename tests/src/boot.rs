@@ -99,7 +99,7 @@ fn read_module(path: &Path) -> Result<Vec<u8>> {
 }
 
 /// The shared libraries of a program; none when it is static.
-fn libraries_of(program: &Path) -> Result<Vec<String>> {
+pub(crate) fn libraries_of(program: &Path) -> Result<Vec<String>> {
     let output = Command::new("ldd").arg(program).output().context("ldd")?;
     let printed = String::from_utf8_lossy(&output.stdout).into_owned();
     Ok(printed

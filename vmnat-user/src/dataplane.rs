@@ -345,7 +345,8 @@ fn is_permission(error: &(dyn std::error::Error + 'static)) -> bool {
     false
 }
 
-fn release() -> String {
+/// The kernel's own name of its version (`uname -r`).
+pub(crate) fn release() -> String {
     nix::sys::utsname::uname()
         .map_or_else(|_| "unknown".into(), |name| name.release().to_string_lossy().into_owned())
 }

@@ -79,6 +79,14 @@ pub enum Error {
         /// What it lacks.
         why: String,
     },
+    /// tcx was asked for.
+    #[error(
+        "this kernel ({release}) has no tcx, which Linux 6.6 and later have: leave the hook to vmnat, or say clsact (`--hook clsact`, `hook = \"clsact\"`)"
+    )]
+    NoTcx {
+        /// `uname -r`.
+        release: String,
+    },
     /// No bpffs.
     #[error("no BPF file system at /sys/fs/bpf ({why}): run `mount -t bpf bpf /sys/fs/bpf`")]
     NoBpfFs {
@@ -277,7 +285,7 @@ impl Error {
             | Self::NoUplink { .. }
             | Self::NoDefaultRoute => Exit::NoInterface,
             Self::NoUplinkAddress { .. } | Self::NotUplinksAddress { .. } => Exit::NoUplinkAddress,
-            Self::KernelTooOld { .. } => Exit::KernelTooOld,
+            Self::KernelTooOld { .. } | Self::NoTcx { .. } => Exit::KernelTooOld,
             Self::NoBpfFs { .. } | Self::HiddenPins { .. } | Self::MissingMap { .. } => Exit::NoBpfFs,
             Self::Overlap { .. } => Exit::Overlap,
             Self::NotRunning { .. } => Exit::NotRunning,

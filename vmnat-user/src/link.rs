@@ -11,7 +11,7 @@ mod clsact;
 mod host;
 mod tcx;
 
-use std::fmt;
+use std::{fmt, io};
 
 use anyhow::Result;
 use aya::programs::TcAttachType;
@@ -24,7 +24,8 @@ pub use self::{
     host::{cgroup_root, stands, sync_host},
 };
 use crate::{
-    dataplane::program,
+    dataplane::{self, program},
+    error::Error,
     facts::LinkFact,
     paths::Instance,
     rawbpf::{self, TcxPoint},
@@ -144,13 +145,31 @@ pub struct Synced {
     pub missing: Vec<Hook>,
 }
 
+const LOOPBACK: u32 = 1;
+
 /// Finds out whether the kernel has tcx, by asking who stands at the loopback's hook.
 #[must_use]
 pub fn kernel_mode() -> HookMode {
-    const LOOPBACK: u32 = 1;
     match rawbpf::query_tcx(LOOPBACK, TcxPoint::Ingress) {
         Ok(_) => HookMode::Tcx,
         Err(_) => HookMode::Clsact,
+    }
+}
+
+/// Fails where a kernel without tcx is to attach by it.
+///
+/// # Errors
+/// [`Error::NoTcx`].
+pub fn check_mode(mode: HookMode) -> Result<(), Error> {
+    if mode == HookMode::Clsact {
+        return Ok(());
+    }
+    match rawbpf::query_tcx(LOOPBACK, TcxPoint::Ingress) {
+        Err(error) if error.kind() == io::ErrorKind::InvalidInput => {
+            Err(Error::NoTcx { release: dataplane::release() })
+        }
+        // Whoever may not ask learns more when attaching.
+        Ok(_) | Err(_) => Ok(()),
     }
 }
 

@@ -164,11 +164,12 @@ pub fn check(state: &State, facts: &Facts) -> Result<()> {
     Ok(())
 }
 
-/// Checks also that every hook of bridges and uplinks may be this instance's.
+/// Checks also that the kernel has the kind of hook, and that every hook of bridges and uplinks may be this instance's.
 ///
 /// # Errors
-/// As [`check`], and [`crate::error::Error::Taken`].
+/// As [`check`], [`crate::error::Error::NoTcx`] and [`crate::error::Error::Taken`].
 pub fn admit(instance: &Instance, state: &State, facts: &Facts) -> Result<()> {
+    link::check_mode(state.hook)?;
     let plan = plan::plan(state, facts, &Circumstances::default())?;
     Ok(link::admit(instance, state, &plan.hooks)?)
 }

@@ -25,7 +25,7 @@ pub struct Args {
 
 #[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
 enum Choice {
-    /// The checks, the first four tiers, and of hosts and packages what needs one tree
+    /// The checks, the first four tiers, and of the others what needs one tree
     All,
     /// Pure rules, without root
     Unit,
@@ -39,6 +39,8 @@ enum Choice {
     Hosts,
     /// The packages on systems with systemd, in QEMU
     Packages,
+    /// The core of netns on the kernels of those systems
+    Kernels,
 }
 
 /// A tier, and what its `cargo test` is told.
@@ -50,7 +52,7 @@ struct Tier {
     harness: &'static [&'static str],
 }
 
-const TIERS: [Tier; 6] = [
+const TIERS: [Tier; 7] = [
     Tier {
         choice: Choice::Unit,
         name: "unit",
@@ -77,9 +79,16 @@ const TIERS: [Tier; 6] = [
         selection: &["--test", "packages"],
         harness: &["--test-threads=1"],
     },
+    Tier {
+        choice: Choice::Kernels,
+        name: "kernels",
+        selection: &["--test", "kernels"],
+        // What the tests inside say is shown as they say it: they take long.
+        harness: &["--test-threads=1", "--nocapture"],
+    },
 ];
 
-/// What `./dev test` leaves to `./dev test hosts` and `./dev test packages`.
+/// What `./dev test` leaves to the tiers alone: `./dev test hosts`, `packages`, `kernels`.
 const LONG: [&str; 2] = ["--skip", "full::"];
 
 /// Runs what was asked for to the end, whatever fails on the way.
@@ -93,7 +102,7 @@ pub fn run(args: &Args) -> Result<()> {
     let scope = match choice {
         Choice::Unit => setup::Scope::Build,
         Choice::Hosts => setup::Scope::Hosts,
-        Choice::Packages => setup::Scope::Packages,
+        Choice::Packages | Choice::Kernels => setup::Scope::Packages,
         Choice::All => setup::Scope::Tests,
         _ => setup::Scope::Lab,
     };
@@ -113,9 +122,12 @@ pub fn run(args: &Args) -> Result<()> {
             match tier.choice {
                 Choice::Hosts => forget_matrix()?,
                 Choice::Packages => dist::make(&packages())?,
+                Choice::Kernels => {
+                    command.env(project::NETNS, netns_program()?);
+                }
                 Choice::All | Choice::Unit | Choice::Prog | Choice::Netns | Choice::Vm => {}
             }
-            if *choice == Choice::All && matches!(tier.choice, Choice::Hosts | Choice::Packages) {
+            if *choice == Choice::All && tier.is_long() {
                 command.args(LONG);
             }
             command::run_lines(&mut command, |line| {
@@ -129,6 +141,19 @@ pub fn run(args: &Args) -> Result<()> {
         tally.note("matrix", steps.step("matrix", print_matrix));
     }
     tally.close()
+}
+
+/// Builds the netns tier and tells where its program lies, which has a name of cargo's choice.
+fn netns_program() -> Result<String> {
+    let mut build = cargo(["test", "--no-run", "--message-format=json-render-diagnostics"]);
+    let messages = command::output(build.args(project::LAB).args(["--test", "netns"]))?;
+    executable_among(&messages).context("cargo does not say where it has put the netns tier")
+}
+
+/// The last program that cargo's messages name, a JSON document a line.
+fn executable_among(messages: &str) -> Option<String> {
+    let named = messages.lines().filter_map(|line| line.split_once("\"executable\":\"")?.1.split('"').next());
+    named.last().map(str::to_owned)
 }
 
 /// Where the hosts tier notes what it finds.
@@ -157,6 +182,11 @@ fn print_matrix() -> Result<()> {
 }
 
 impl Tier {
+    /// Whether `./dev test` leaves the better part of it out.
+    fn is_long(&self) -> bool {
+        matches!(self.choice, Choice::Hosts | Choice::Packages | Choice::Kernels)
+    }
+
     fn command(&self, filter: Option<&str>) -> Command {
         let mut command = cargo(["test", "--no-fail-fast"]);
         if self.choice != Choice::Unit {
@@ -228,7 +258,7 @@ impl Tally {
 mod tests {
     use anyhow::anyhow;
 
-    use super::Tally;
+    use super::{Tally, executable_among};
 
     #[test]
     fn the_closing_line_adds_up_what_cargo_test_says() {
@@ -241,6 +271,15 @@ mod tests {
             "test result: FAILED. 3 passed; 2 failed; 0 ignored; 0 measured; 0 filtered out; finished in 1s",
         );
         assert_eq!((tally.passed, tally.failed), (7, 2));
+    }
+
+    #[test]
+    fn the_tests_program_is_the_one_that_cargo_names() {
+        let messages = "{\"reason\":\"compiler-artifact\",\"executable\":null}\n\
+                        {\"reason\":\"compiler-artifact\",\"executable\":\"/t/deps/netns-1\",\"fresh\":true}\n\
+                        {\"reason\":\"build-finished\"}\n";
+        assert_eq!(executable_among(messages).as_deref(), Some("/t/deps/netns-1"));
+        assert_eq!(executable_among("{}"), None);
     }
 
     #[test]

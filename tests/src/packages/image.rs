@@ -30,6 +30,33 @@ pub(super) fn make(path: &Path, folder: &Path, mebibytes: u32) -> Result<()> {
     fs::rename(&next, path).with_context(|| format!("make {}", path.display()))
 }
 
+/// Makes a disk with the content of a folder that is little larger than it.
+///
+/// # Errors
+///
+/// As [`make`].
+pub(super) fn around(path: &Path, folder: &Path) -> Result<()> {
+    const MEBIBYTE: u64 = 1 << 20;
+    // An eighth more, and some, for what a file system keeps of its files.
+    let mebibytes = (size_of(folder)? / MEBIBYTE).saturating_mul(9) / 8 + 64;
+    make(path, folder, u32::try_from(mebibytes)?)
+}
+
+/// The bytes of all files below a folder, each rounded up to a block.
+fn size_of(folder: &Path) -> Result<u64> {
+    const BLOCK: u64 = 4_096;
+    let mut size = 0;
+    for entry in fs::read_dir(folder).with_context(|| folder.display().to_string())? {
+        let entry = entry?;
+        // Of a link itself, not of where it leads to.
+        let metadata = entry.metadata()?;
+        size +=
+            if metadata.is_dir() { size_of(&entry.path())? } else { metadata.len().next_multiple_of(BLOCK) };
+        size += BLOCK;
+    }
+    Ok(size)
+}
+
 /// The disk of a folder that does not change, made the first time that it is asked for, beside the folder.
 ///
 /// # Errors

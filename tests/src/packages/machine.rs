@@ -14,7 +14,10 @@ use super::{
     console::{self, Console},
     image,
 };
-use crate::boot::{self, Kernel};
+use crate::{
+    boot::{self, Kernel},
+    lab::patience::patiently,
+};
 
 /// Where the trees of distributions lie, by suite.
 const TREES: &str = "VMNAT_HOSTS_DIR";
@@ -23,6 +26,9 @@ const KERNELS: &str = "VMNAT_HOST_KERNELS_DIR";
 
 /// Drivers of the machine's disks and of its shell; the root brings all others.
 const MODULES: [&str; 4] = ["virtio_pci", "virtio_blk", "virtio_console", "ext4"];
+
+/// Enough for the packages, in mebibytes.
+const MEMORY: u32 = 1_536;
 
 /// Booting takes a minute of two quiet cores, and a share of busy ones can be a tenth.
 const BOOT: Duration = Duration::from_mins(15);
@@ -86,6 +92,15 @@ impl Machine {
     ///
     /// When something to boot is missing; the message says which and how to get it.
     pub fn boot(suite: &str, stage: &Path) -> Result<Self> {
+        Self::boot_with(suite, stage, MEMORY)
+    }
+
+    /// Like [`Machine::boot`], with so many mebibytes of memory.
+    ///
+    /// # Errors
+    ///
+    /// As [`Machine::boot`].
+    pub fn boot_with(suite: &str, stage: &Path, memory: u32) -> Result<Self> {
         let folder = env::temp_dir().join(format!("vmnat-{suite}-{}", std::process::id()));
         fs::create_dir_all(&folder)?;
         let place = |variable: &str| {
@@ -99,13 +114,13 @@ impl Machine {
         let root = image::kept(&tree, 2_048)?;
         let modules = image::kept(&kernels.join("lib/modules"), 512)?;
         let staged = folder.join("stage.ext4");
-        image::make(&staged, stage, 128)?;
+        image::around(&staged, stage)?;
         let mut archive = boot::initramfs(&kernel, &INIT.replace("$MASKED", &MASKED.join(" ")))?;
         archive.folder("root");
         archive.file("shell.sh", 0o755, console::SHELL.as_bytes());
         archive.file("shell.service", 0o644, console::UNIT.as_bytes());
         fs::write(folder.join("initramfs"), archive.finish())?;
-        let qemu = start(&folder, &kernel.image, [&root, &modules, &staged])?;
+        let qemu = start(&folder, &kernel.image, memory, [&root, &modules, &staged])?;
         let console = Console::connect(&folder.join("shell"), Duration::from_secs(20));
         let mut machine = Self { qemu, console: console?, folder };
         machine.await_boot()?;
@@ -113,8 +128,17 @@ impl Machine {
     }
 
     fn await_boot(&mut self) -> Result<()> {
-        let booted = self.console.await_boot(BOOT);
+        let booted = self.console.await_boot(patiently(BOOT));
         booted.with_context(|| format!("all it said:\n{}", self.said()))
+    }
+
+    /// Runs a command by bash, and returns what it came to, without a word.
+    ///
+    /// # Errors
+    ///
+    /// When it does not end.
+    pub fn ask(&mut self, command: &str) -> Result<Output> {
+        self.console.run(command, patiently(PATIENCE)).with_context(|| self.said())
     }
 
     /// Runs a command by bash, and returns what it came to.
@@ -128,7 +152,7 @@ impl Machine {
 
     fn try_run_within(&mut self, patience: Duration, command: &str) -> Result<Output> {
         let since = Instant::now();
-        let output = self.console.run(command, patience).with_context(|| self.said())?;
+        let output = self.console.run(command, patiently(patience)).with_context(|| self.said())?;
         println!("# {command}\n{}[{}, {} ms]", output.text, output.code, since.elapsed().as_millis());
         Ok(output)
     }
@@ -183,17 +207,20 @@ impl Drop for Machine {
     }
 }
 
-fn start(folder: &Path, kernel: &Path, disks: [&Path; 3]) -> Result<Child> {
+fn start(folder: &Path, kernel: &Path, memory: u32, disks: [&Path; 3]) -> Result<Child> {
     let at = |name: &str| folder.join(name).display().to_string();
     // A test that is killed takes its machine along.
     let mut qemu = Command::new("setpriv");
     qemu.args(["--pdeathsig", "KILL", "qemu-system-x86_64"]);
     // QEMU 7.2 computes the flags after `cmpxchg16b` from what is not there yet, and an interrupt there faults twice.
-    qemu.args(["-accel", "tcg,thread=multi", "-cpu", "max,-cx16", "-smp", "2", "-m", "1536"]);
+    qemu.args(["-accel", "tcg,thread=multi", "-cpu", "max,-cx16,-erms"]);
+    qemu.args(["-smp", "2", "-m", &memory.to_string()]);
     qemu.args(["-nodefaults", "-display", "none", "-serial", &format!("file:{}", at("serial"))]);
     qemu.arg("-kernel").arg(kernel).args(["-initrd", &at("initramfs")]);
-    // A busy machine emulates the timer too late for the kernel's check of it.
-    let arguments = "console=ttyS0 quiet panic=-1 mitigations=off no_timer_check net.ifnames=0";
+    // A busy machine emulates the timer too late for the kernel's check of it. String instructions are emulated element by
+    // element: without them the verifier, which copies its states all the time, takes a third less.
+    let arguments = "console=ttyS0 quiet panic=-1 mitigations=off no_timer_check net.ifnames=0 clearcpuid=rep_good,erms,fsrm \
+         init_on_alloc=0";
     qemu.args(["-append", arguments]);
     for disk in disks {
         // Writes go to a file without a name: they outlive a reboot of the machine, and not the machine.

@@ -26,6 +26,7 @@ mod firewalls;
 mod forwards;
 mod hostile;
 mod kept;
+mod kernel;
 mod lab_itself;
 mod leases;
 mod life;
