@@ -152,7 +152,8 @@ fn netns_program() -> Result<String> {
 
 /// The last program that cargo's messages name, a JSON document a line.
 fn executable_among(messages: &str) -> Option<String> {
-    let mut named = messages.lines().filter_map(|line| line.split_once("\"executable\":\"")?.1.split('"').next());
+    let mut named =
+        messages.lines().filter_map(|line| line.split_once("\"executable\":\"")?.1.split('"').next());
     named.next_back().map(str::to_owned)
 }
 

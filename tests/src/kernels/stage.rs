@@ -1,7 +1,9 @@
 //! What the netns tier needs in the machine and its distribution lacks: itself, vmnat, and programs of the lab.
 
 use std::{
-    env, fs,
+    env,
+    fmt::Write as _,
+    fs,
     os::unix::fs::PermissionsExt as _,
     path::{Path, PathBuf},
     process::Command,
@@ -64,7 +66,7 @@ impl Stage {
         self.bring(&place(TESTS)?, "netns")?;
         for (variable, name) in FOLDERS {
             run(Command::new("cp").arg("--archive").arg(place(variable)?).arg(self.folder.join(name)))?;
-            environment.push_str(&format!("export {variable}=/stage/{name}\n"));
+            writeln!(environment, "export {variable}=/stage/{name}")?;
         }
         for program in PROGRAMS {
             self.bring_with_libraries(program)?;

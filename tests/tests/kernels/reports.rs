@@ -7,7 +7,9 @@ const ONE: Selection = Selection { filters: &["life::"], skips: &[], least: 1 };
 
 fn read(lines: &[&str], end: &str) -> Report {
     let mut report = Report::default();
-    lines.iter().for_each(|line| report.take(line));
+    for line in lines {
+        report.take(line);
+    }
     report.end = Some(end.to_owned());
     report
 }
