@@ -51,6 +51,18 @@ pub const fn bit_of(base: u32, port: u16) -> (u32, u64) {
     (base | (port >> 6) as u32, 1 << (port & 63))
 }
 
+/// Entries of the `PORT_OWNER` map: TCP's ports, and UDP's. The protocols that keep their ports have no mappings.
+pub const OWNERS: u32 = 2 * 65_536;
+
+/// The place of a port in the `PORT_OWNER` map; [`OWNERS`] or more for a protocol that has none there.
+#[must_use]
+pub const fn owner_index(protocol: u8, port: u16) -> u32 {
+    match pool_base(protocol) {
+        NO_POOL => OWNERS,
+        base => (base << 6) | port as u32,
+    }
+}
+
 /// A range of ports, both ends included, at least two wide.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct PortRange {

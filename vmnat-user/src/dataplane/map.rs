@@ -42,13 +42,15 @@ pub const STATION: &str = "STATION";
 pub const SERVICE: &str = "SERVICE";
 /// Port bits.
 pub const PORT_POOL: &str = "PORT_POOL";
+/// Who had each port last.
+pub const PORT_OWNER: &str = "PORT_OWNER";
 /// The settings.
 pub const SETTINGS: &str = "SETTINGS";
 /// Counters.
 pub const OUTCOMES: &str = "OUTCOMES";
 
 /// All of them.
-pub const ALL: [&str; 23] = [
+pub const ALL: [&str; 24] = [
     FLOW,
     MAPPING,
     NETWORK,
@@ -70,6 +72,7 @@ pub const ALL: [&str; 23] = [
     STATION,
     SERVICE,
     PORT_POOL,
+    PORT_OWNER,
     SETTINGS,
     OUTCOMES,
 ];
