@@ -33,6 +33,7 @@ mod neighbours;
 mod path;
 mod quotas;
 mod rest;
+mod restart;
 mod rfc;
 mod room;
 mod services;
