@@ -106,10 +106,12 @@ extern "C" fn halve(_step: u32, halving: *mut c_void) -> i64 {
 /// what is no uplink (a VPN that owns the default route) or nowhere. All else is the host's own.
 ///
 /// What a socket of the host's own conversation waits for is the host's, also on a port that was given to a guest; a socket that
-/// waits for anybody keeps its port from mappings, not from forwards.
+/// waits for anybody keeps its port from mappings, not from forwards. Where somebody has emptied the flow table, and it
+/// `REMEMBERS`, conversations are opened again (`owner`).
 #[inline(always)]
-pub fn open(ctx: &TcContext, packet: &Packet, in_if: u32) -> Result<(), Outcome> {
-    let invited = invited(&packet.key).or_else(|| remembered(packet)).ok_or(Outcome::NoFlow)?;
+pub fn open<const REMEMBERS: bool>(ctx: &TcContext, packet: &Packet, in_if: u32) -> Result<(), Outcome> {
+    let remembered = || if REMEMBERS { remembered(packet) } else { None };
+    let invited = invited(&packet.key).or_else(remembered).ok_or(Outcome::NoFlow)?;
     let holding = socket::holding(ctx, &packet.key, packet.key.destination_endpoint());
     let most = if invited.forward == 0 { socket::NONE } else { socket::WAITING };
     if holding > most {

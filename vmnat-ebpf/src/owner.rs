@@ -72,9 +72,8 @@ pub fn forget(protocol: u8, internal: Endpoint, external: Endpoint) {
 /// wire order; zero for nobody's. A mapping that was removed is put back.
 #[inline(never)]
 pub fn recall(key: &FlowKey) -> u64 {
-    // SAFETY: only whether there is one matters.
     if PORT_OWNER.get(0).is_none_or(|mark| mark.orphaned == 0)
-        || unsafe { FLOW.get(FlowKey::SENTINEL) }.is_some()
+        || has_sentinel()
         || !mapping::is_in_pool(key.protocol, key.destination_port)
     {
         return 0;
@@ -90,6 +89,12 @@ pub fn recall(key: &FlowKey) -> u64 {
         },
     };
     u64::from(internal.address.to_wire()) << 16 | u64::from(internal.port.to_wire())
+}
+
+#[inline(always)]
+fn has_sentinel() -> bool {
+    // SAFETY: only whether there is one matters.
+    unsafe { FLOW.get(FlowKey::SENTINEL) }.is_some()
 }
 
 /// Makes the mapping of a port's last owner again.
