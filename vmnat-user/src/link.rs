@@ -9,6 +9,7 @@
 mod admission;
 mod clsact;
 mod host;
+mod order;
 mod tcx;
 
 use std::fmt;
@@ -21,6 +22,7 @@ use serde::{Deserialize, Serialize};
 pub use self::{
     admission::admit,
     host::{cgroup_root, stands, sync_host},
+    order::overtaken,
 };
 use crate::{
     dataplane::program,

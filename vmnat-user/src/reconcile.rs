@@ -47,6 +47,8 @@ pub struct Reconciled {
     pub forwards: Vec<String>,
     /// What could not be done at single interfaces.
     pub failures: Vec<anyhow::Error>,
+    /// The hooks that were wanted.
+    pub hooks: Vec<link::Hook>,
 }
 
 /// Makes everything true.
@@ -80,7 +82,8 @@ pub fn fill(
 ) -> Result<Plan> {
     // Refuse what cannot be before anything is touched.
     let outline = plan::plan(state, facts, &Circumstances::default())?;
-    done.forwards.extend(crate::forwards::drop_expired(state, crate::forwards::now()));
+    let (now, boot) = (crate::forwards::now(), crate::forwards::boot_now()?);
+    done.forwards.extend(crate::forwards::drop_expired(state, now, boot));
     let directory = |state: &State| Directory::gather(state, facts, tables);
     crate::forwards::refresh(state, directory)?;
     state.dhcp_leases = instance.dhcp_leases();
@@ -135,6 +138,8 @@ pub async fn attach(
         None => room::close(tables)?,
     }
     state.warnings.clone_from(&plan.warnings);
+    state.warnings.extend(link::overtaken(instance, state, &plan.hooks));
+    done.hooks.clone_from(&plan.hooks);
     match link::sync_host(instance, !plan.forward.is_empty()) {
         Ok(changes) => done.changes.extend(changes),
         Err(error) => state.warnings.push(format!(

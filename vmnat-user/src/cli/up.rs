@@ -277,6 +277,9 @@ pub(super) async fn settle_agent(instance: &Instance, foreground: bool) -> Resul
     if foreground {
         return agent::run(instance, Herald::ServiceManager).await;
     }
+    if let Some(pid) = agent::resume(instance) {
+        return print::line(&format!("let the agent (process {pid}) go on, which was stopped"));
+    }
     if agent::running(instance).is_some() {
         return Ok(());
     }

@@ -16,6 +16,7 @@ use super::{
     kept::{self, Kept, StagedWish},
 };
 use crate::{
+    agent,
     error::Error,
     forwards::store::{self, Staged, UNFINISHED},
     link,
@@ -44,7 +45,16 @@ impl Lock {
                 return Ok(lock);
             }
             if since.elapsed() > PATIENCE {
-                return Err(Error::Locked { instance: instance.to_string(), path: instance.lock() }.into());
+                let holder = match agent::running(instance).filter(|pid| agent::is_stopped(*pid)) {
+                    // Whoever waits for it waits in vain.
+                    Some(pid) => format!(
+                        "the agent, which is stopped (`kill -CONT {pid}` lets it go on), or another vmnat command"
+                    ),
+                    None => "another vmnat command".to_owned(),
+                };
+                return Err(
+                    Error::Locked { instance: instance.to_string(), path: instance.lock(), holder }.into()
+                );
             }
             std::thread::sleep(Duration::from_millis(50));
         }
