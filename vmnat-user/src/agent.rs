@@ -281,6 +281,10 @@ impl<'a> Agent<'a> {
     async fn try_reconcile(&mut self) -> Result<bool> {
         let Some(lock) = Lock::try_take_existing(self.instance)? else { return Ok(false) };
         let Some(mut state) = state::find(self.instance)? else { return Ok(true) };
+        if !self.tables.is_pinned(self.instance)? {
+            self.tables = Tables::open(self.instance)?;
+            info!("other maps were made; the agent works with those now");
+        }
         let before = state.clone();
         // Before they are read, so that no change falls between.
         self.lease_watch.follow(&leases::files(&state));

@@ -160,6 +160,13 @@ pub fn uplinks<'a>(state: &State, facts: &'a Facts) -> Vec<&'a LinkFact> {
     uplinks::uplinks(state, facts, &mut Vec::new())
 }
 
+/// True while an uplink that was named, or the one that was followed last, does not exist.
+#[must_use]
+pub fn lacks_uplink(state: &State, facts: &Facts) -> bool {
+    let followed = (state.uplinks.is_empty() && !state.followed.is_empty()).then_some(&state.followed);
+    state.uplinks.iter().chain(followed).any(|name| facts.link(name).is_none())
+}
+
 /// The networks of every bridge that exists.
 #[must_use]
 pub fn managed(state: &State, facts: &Facts) -> Vec<PlannedNetwork> {

@@ -174,6 +174,16 @@ impl Tables {
         self.port_owner.set(&index, &PortOwner::new(external.address, internal))
     }
 
+    /// False where other maps are pinned by now than those that are open here.
+    ///
+    /// # Errors
+    /// When the kernel does not tell of an open map.
+    pub fn is_pinned(&self, instance: &Instance) -> io::Result<bool> {
+        let own = rawbpf::map_shape(self.flow.fd.as_fd())?;
+        let Ok(pinned) = rawbpf::object_get(&instance.map(map::FLOW)) else { return Ok(true) };
+        Ok(rawbpf::map_shape(pinned.as_fd())?.id == own.id)
+    }
+
     /// True where somebody has emptied the flow table: its sentinel was there, and is not.
     ///
     /// # Errors

@@ -234,6 +234,10 @@ async fn start(instance: &Instance, mut change: Change, known: Option<&State>, m
     if known.is_none() && !steps.is_empty() {
         return Err(Error::Partial { steps }.into());
     }
+    if loaded && known.is_some() {
+        // The maps may be others.
+        agent::nudge(instance);
+    }
     tell(instance, &change, &done, loaded && known.is_some())?;
     tell_taken(&taken)?;
     for warning in &change.state.warnings {
