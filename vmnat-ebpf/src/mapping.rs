@@ -149,7 +149,9 @@ fn claim(key: &FlowKey, external: Endpoint) -> bool {
         flows: 0,
         last_used: settings::jiffies() as u32,
     };
-    MAPPING.insert(MappingKey::external(key.protocol, external), owner, u64::from(BPF_NOEXIST)).is_ok()
+    let outer = MappingKey::external(key.protocol, external);
+    // Its own half of a mapping whose other half somebody has removed serves as well.
+    MAPPING.insert(outer, owner, u64::from(BPF_NOEXIST)).is_ok() || of(&outer) == Some(key.source_endpoint())
 }
 
 /// Binds the internal endpoint to what was claimed. Where another CPU was faster, its mapping stands and the claim
@@ -166,8 +168,11 @@ fn bind(internal: &MappingKey, external: Endpoint) -> Result<Endpoint, Outcome> 
     if MAPPING.insert(internal, mapping, u64::from(BPF_NOEXIST)).is_ok() {
         return Ok(external);
     }
-    let _ = MAPPING.remove(MappingKey::external(internal.protocol, external));
-    of(internal).ok_or(Outcome::PortsExhausted)
+    let stands = of(internal).ok_or(Outcome::PortsExhausted)?;
+    if stands != external {
+        let _ = MAPPING.remove(MappingKey::external(internal.protocol, external));
+    }
+    Ok(stands)
 }
 
 #[inline(always)]

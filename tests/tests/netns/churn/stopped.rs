@@ -53,8 +53,8 @@ fn a_stopped_agent_is_told_and_guests_do_not_notice() -> Result<()> {
     }
     lab.vmnat_ok(&["dnat", "add", &format!("8080:{}:80/tcp", guest_address(1))])?;
     client::get(&lab.world, &format!("{EXTERNAL}:8080"), "/")?;
-    let error = lab.vmnat_refused(&["run"])?;
-    ensure!(error.contains("running agent") || error.contains("stopped"), "{error}");
+    let error = lab.vmnat_refused(&["agent"])?;
+    ensure!(error.contains("already taken by a running agent"), "{error}");
     let report = traffic.finish()?;
     println!("the agent stopped for {:?}, the slowest command {slowest:?}: {report}", since.elapsed());
     report.assert_unnoticed(0)?;
