@@ -1,25 +1,15 @@
 //! The agent is stopped, the wall clock jumps, and rights are missing: guests go on, and commands say what is wrong.
 
 use std::{
-    fs,
-    process::Command,
     thread,
     time::{Duration, Instant},
 };
 
-use anyhow::{Context as _, Result, ensure};
-use nix::{
-    mount::{MntFlags, MsFlags, mount, umount2},
-    sys::signal::{Signal, kill},
-};
-use vmnat_tests::lab::{
-    EXTERNAL, Lab, client, guest_address,
-    traffic::Traffic,
-    vmnat::{self, Hook},
-    wait_until,
-};
+use anyhow::{Result, ensure};
+use nix::sys::signal::{Signal, kill};
+use vmnat_tests::lab::{EXTERNAL, Lab, client, guest_address, traffic::Traffic, vmnat::Hook};
 
-use super::{PATIENCE, heals};
+use super::heals;
 
 /// How long the agent is stopped; `VMNAT_STOPPED_SECONDS` says otherwise.
 fn stopped_for() -> Duration {

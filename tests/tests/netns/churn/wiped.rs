@@ -63,8 +63,11 @@ fn wiped(with_agent: bool) -> Result<()> {
     traffic.moves(Duration::from_secs(5)).ok();
     let report = traffic.finish()?;
     println!("wiped ten times, agent {}: {report}", if with_agent { "alive" } else { "dead" });
-    report.assert_streams_live()?;
     report.assert_same_ports()?;
+    // What the world has opened may be reset: a guest's own segment does not tell by which port forward it was called.
+    let is_excused = |death: &&String| death.starts_with("port forward") && death.contains("reset");
+    let dead: Vec<_> = report.dead.iter().filter(|death| !is_excused(death)).collect();
+    ensure!(dead.is_empty(), "streams died: {dead:?}");
     if with_agent {
         wait_until("a warning of it", PATIENCE, || {
             Ok(lab.vmnat_ok(&["status"])?.contains("another program has emptied the flow table"))
