@@ -1,6 +1,7 @@
 //! What changes under vmnat while guests talk: maps, interfaces, hooks, firewalls, the agent, the disk. Verified traffic tells what
 //! guests notice of it.
 
+mod faults;
 mod interfaces;
 mod million;
 mod stopped;

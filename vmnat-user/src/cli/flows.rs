@@ -1,6 +1,8 @@
 //! `vmnat flows`: what guests talk to, and by which external endpoint.
 
-use std::{collections::HashMap, net::Ipv4Addr};
+mod printer;
+
+use std::net::Ipv4Addr;
 
 use anyhow::Result;
 use clap::Subcommand;
@@ -8,10 +10,10 @@ use ipnet::Ipv4Net;
 use serde::Serialize;
 use vmnat_common::{Endpoint, Protocol};
 
+use self::printer::{Names, Printer};
 use super::print;
 use crate::{
     error::Error,
-    facts::interface_name,
     flows::{self, Filter, Flow, Traffic},
     paths::Instance,
     report::{self, Column},
@@ -157,60 +159,6 @@ fn show_table(flows: &[Flow]) -> Result<()> {
 
 /// Rows that are printed at once where they are not held.
 const BATCH: usize = 1_000;
-
-/// Names of interfaces, each asked for once.
-#[derive(Debug, Default)]
-struct Names(HashMap<u32, String>);
-
-impl Names {
-    fn of(&mut self, index: u32) -> &str {
-        self.0.entry(index).or_insert_with(|| interface_name(index))
-    }
-}
-
-/// Prints flows a part at a time, so that a million of them takes no more memory than a thousand: as one JSON document, or as a
-/// table whose columns are as wide as what they usually hold.
-#[derive(Debug)]
-struct Printer {
-    json: bool,
-    has_begun: bool,
-    has_rows: bool,
-    names: Names,
-}
-
-impl Printer {
-    fn new(json: bool) -> Self {
-        Self { json, has_begun: false, has_rows: false, names: Names::default() }
-    }
-
-    /// Prints a part; false when nobody reads any more.
-    fn print(&mut self, flows: &[Flow]) -> Result<bool> {
-        let mut text = String::new();
-        if !std::mem::replace(&mut self.has_begun, true) {
-            text.push_str(&if self.json {
-                report::json_begin("flows")
-            } else {
-                report::wide_head(&COLUMNS, &WIDTHS)
-            });
-        }
-        for flow in flows {
-            let name = self.names.of(flow.out_if);
-            if self.json {
-                if std::mem::replace(&mut self.has_rows, true) {
-                    text.push(',');
-                }
-                text.push_str(&serde_json::to_string(&Row::new(flow, name))?);
-            } else {
-                text.push_str(&report::wide_row(&COLUMNS, &WIDTHS, &cells(flow, name)));
-            }
-        }
-        print::is_written(&text)
-    }
-
-    fn end(&self) -> Result<()> {
-        if self.json { print::line(report::JSON_END) } else { Ok(()) }
-    }
-}
 
 /// A flow in JSON.
 #[derive(Serialize)]

@@ -90,8 +90,9 @@ fn make_uplink_again(lab: &mut Lab, pause: Duration) -> Result<()> {
          link set wan0 up\n",
         lab.host.path()
     ))?;
-    // An address comes a moment after its interface, by DHCP or by a manager of networks.
-    thread::sleep(Duration::from_millis(500));
+    // An address comes a moment after its interface, by DHCP or by a manager of networks. Where it is there before the hooks are, the host
+    // resets what comes in.
+    wait_until("the hooks of the new interface", PATIENCE, || Ok(lab.vmnat(&["status"])?.status.success()))?;
     set_offloads(&lab.router, "wan0", "off")?;
     set_offloads(&lab.host, "enp3s0", "off")?;
     lab.leaks = LeakWatch::new(&lab.router, "wan0", octets(EXTERNAL)?)?;

@@ -26,10 +26,10 @@ on_both_hooks!(
 const MOST_STEPS: usize = 200;
 
 /// A tmpfs without room; there is some again when the value goes.
-struct Full(&'static str);
+pub(crate) struct Full(&'static str);
 
 impl Full {
-    fn of(folder: &'static str) -> Result<Self> {
+    pub(crate) fn of(folder: &'static str) -> Result<Self> {
         // A page more than is in use, which a file takes then: the machine's memory is not for filling.
         let used = statvfs(folder).map(|disk| disk.blocks().saturating_sub(disk.blocks_free()))?;
         resize(folder, &format!("size={}k", used.saturating_add(1).saturating_mul(4)))?;
@@ -55,7 +55,7 @@ fn resize(folder: &str, size: &str) -> Result<()> {
     remount.with_context(|| format!("{size} for {folder}"))
 }
 
-fn no_temporary_file() -> Result<()> {
+pub(crate) fn no_temporary_file() -> Result<()> {
     for folder in ["/run/vmnat/default", "/var/lib/vmnat/default"] {
         for file in fs::read_dir(folder)? {
             let name = file?.file_name();
