@@ -20,7 +20,7 @@ use tokio::{
 };
 use tracing::{debug, info, warn};
 
-pub use self::place::{Herald, Place, end, end_background, is_stopped, nudge, resume, running};
+pub use self::place::{Herald, Place, end, end_background, end_other, is_stopped, nudge, resume, running};
 use self::{lease_watch::LeaseWatch, listener::Listener, round::Round, sentry::Sentry};
 use crate::{
     dhcp::Dhcp,

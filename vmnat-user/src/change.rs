@@ -4,7 +4,7 @@ use anyhow::{Context as _, Result};
 use rtnetlink::Handle;
 
 use crate::{
-    config,
+    agent, config,
     dataplane::{self, LoadOptions},
     error::Error,
     facts::{self, Facts},
@@ -163,7 +163,14 @@ impl Change {
         if state.object == object && dataplane::is_pinned(instance) {
             return Ok(false);
         }
-        dataplane::load(instance, LoadOptions { flows: state.flows, kernel_log: state.kernel_log })?;
+        let options = LoadOptions { flows: state.flows, kernel_log: state.kernel_log };
+        // What is refused leaves everything as it is, the agent too.
+        dataplane::check(instance, options)?;
+        if !state.object.is_empty() {
+            // An agent of another version knows neither these maps nor these programs.
+            agent::end_other(instance)?;
+        }
+        dataplane::load(instance, options)?;
         state.object = object;
         Ok(true)
     }

@@ -28,6 +28,7 @@ use vmnat_common::{
 };
 
 use crate::{
+    dataplane::heritage::{self, Edition},
     facts::{self, Facts},
     leases::Directory,
     link::{self, Point},
@@ -147,6 +148,10 @@ pub async fn attach(
         )),
     }
     state.warnings.extend(done.failures.iter().map(|failure| format!("{failure:#}")));
+    // Where an old program still stands, it needs its maps.
+    if done.failures.is_empty() && heritage::finish(instance, &Edition::THIS)? {
+        done.changes.push("took over flows and mappings into the maps of this version".to_owned());
+    }
     Ok(())
 }
 

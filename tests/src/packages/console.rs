@@ -42,6 +42,18 @@ pub struct Output {
     pub text: String,
 }
 
+impl Output {
+    /// What it printed, if it ended well.
+    ///
+    /// # Errors
+    ///
+    /// When it did not; the message has what it printed.
+    pub(super) fn well(self, command: &str) -> Result<String> {
+        ensure!(self.code == 0, "`{command}` ended with {}: {}", self.code, self.text);
+        Ok(self.text)
+    }
+}
+
 impl Console {
     /// Connects as soon as QEMU listens.
     pub(super) fn connect(socket: &Path, patience: Duration) -> Result<Self> {

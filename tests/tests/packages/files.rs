@@ -1,6 +1,6 @@
 //! What is in the packages, without a machine.
 
-use std::{collections::BTreeSet, process::Command};
+use std::{collections::BTreeSet, env, fs, path::PathBuf, process::Command};
 
 use anyhow::{Result, ensure};
 use vmnat_tests::packages::{Packages, made::run};
@@ -73,6 +73,65 @@ fn what_an_operator_may_change_is_kept_over_upgrades() -> Result<()> {
         }
     }
     Ok(())
+}
+
+/// What the packages have run by a shell when they come and go is whole: sh takes it for a script.
+#[test]
+fn scripts_are_shell() -> Result<()> {
+    let packages = Packages::find()?;
+    let folder = Scratch::new("scripts")?;
+    run(Command::new("dpkg-deb").arg("--control").arg(&packages.deb).arg(&folder.0))?;
+    for name in ["postinst", "prerm", "postrm"] {
+        run(Command::new("sh").arg("-n").arg(folder.0.join(name)))?;
+    }
+    for name in ["POSTIN", "PREUN", "POSTUN"] {
+        let mut query = Command::new("rpm");
+        let script = run(query.args(["-qp", "--queryformat", &format!("%{{{name}}}")]).arg(&packages.rpm))?;
+        ensure!(script.contains("systemctl") || script.contains("rmdir"), "{name}: {script}");
+        let path = folder.0.join(name);
+        fs::write(&path, script)?;
+        run(Command::new("sh").arg("-n").arg(path))?;
+    }
+    Ok(())
+}
+
+#[test]
+fn the_rpm_installs_and_erases() -> Result<()> {
+    let packages = Packages::find()?;
+    let folder = Scratch::new("rpm")?;
+    let rpm = |args: &[&str]| {
+        let mut rpm = Command::new("rpm");
+        // Only files: the root has no shell for scripts, and no libraries.
+        rpm.arg("--root").arg(&folder.0).args(["--dbpath", "/db", "--noscripts", "--nodeps"]).args(args);
+        rpm
+    };
+    run(rpm(&["--install"]).arg(&packages.rpm))?;
+    // Digests, sizes and modes of what was installed.
+    run(rpm(&["--verify", "vmnat"]).env("LC_ALL", "C"))?;
+    for file in EXPECTED {
+        ensure!(folder.0.join(file.trim_start_matches('/')).is_file(), "{file} is not installed");
+    }
+    run(&mut rpm(&["--erase", "vmnat"]))?;
+    let left = run(Command::new("find").arg(&folder.0).args(["-name", "*vmnat*", "-type", "f"]))?;
+    ensure!(left.is_empty(), "left behind: {left}");
+    Ok(())
+}
+
+/// A folder that goes with its value.
+struct Scratch(PathBuf);
+
+impl Scratch {
+    fn new(name: &str) -> Result<Self> {
+        let folder = env::temp_dir().join(format!("vmnat-{name}-{}", std::process::id()));
+        fs::create_dir_all(&folder)?;
+        Ok(Self(folder))
+    }
+}
+
+impl Drop for Scratch {
+    fn drop(&mut self) {
+        let _ = fs::remove_dir_all(&self.0);
+    }
 }
 
 fn files_of_deb(packages: &Packages) -> Result<BTreeSet<String>> {

@@ -11,7 +11,7 @@ use vmnat_tests::packages::{Machine, Packages};
 /// Datagrams that may go lost while something is done: one comes every 20 ms, so this is an outage of 0.1 s.
 const LOST: u64 = 5;
 
-/// Bridge, guest, uplink and world, and an echo in the world and at the guest. Nothing is forwarded. Where the bridge is
+/// Bridge, guest, uplink and world, a resolver in the world, and an echo there and at the guest. Nothing is forwarded. Where the bridge is
 /// libvirt's, it is there already.
 const LAB: &str = "set -e
 ip netns add guest; ip netns add world
@@ -24,6 +24,8 @@ ip addr add 203.0.113.2/24 dev enp3s0; ip link set enp3s0 up; ip route add defau
 ip -n guest link set lo up; ip -n guest addr add 192.168.122.10/24 dev eth0; ip -n guest link set eth0 up
 ip -n guest route add default via 192.168.122.1
 ip -n world addr add 203.0.113.1/24 dev eth0; ip -n world link set eth0 up
+ip netns exec world dnsmasq --conf-file=/dev/null --no-resolv --no-hosts --address=/lab.test/192.0.2.7 \
+  --listen-address=203.0.113.1 --bind-interfaces --user=root --pid-file=/run/resolver.pid
 setsid ip netns exec world /stage/steady serve 203.0.113.1:7 >/dev/null 2>&1 &
 setsid ip netns exec guest /stage/steady serve 192.168.122.10:7 >/dev/null 2>&1 &
 ";
@@ -51,11 +53,23 @@ impl Host {
 
     /// Waits until the guest reaches the world, and the world the guest by the port forward.
     pub fn must_be_online(&mut self) -> Result<()> {
-        self.machine.wait_for(20, &ask("guest", "203.0.113.1:7")).context("the guest is cut off")?;
+        self.machine.wait_for(60, &ask("guest", "203.0.113.1:7")).context("the guest is cut off")?;
         self.machine
-            .wait_for(20, &ask("world", "203.0.113.2:7007"))
+            .wait_for(60, &ask("world", "203.0.113.2:7007"))
             .context("the port forward leads nowhere")?;
         Ok(())
+    }
+
+    /// Has the agent answer the guest, from where the unit lets it: the address that it gives. The resolver in the world is asked
+    /// for a name by way of the gateway.
+    pub fn must_be_served(&mut self) -> Result<String> {
+        let lookup =
+            "ip netns exec guest timeout 5 busybox nslookup web.lab.test 192.168.122.1 | grep 192.0.2.7";
+        self.machine.wait_for(60, lookup).context("the guest asks for a name in vain")?;
+        let ask = "ip netns exec guest timeout 20 busybox udhcpc -i eth0 -f -n -q -t 5 -T 3 -s /bin/true 2>&1 | grep 'lease of'";
+        let said = self.machine.wait_for(90, ask).context("the guest asks for an address in vain")?;
+        let address = said.split_whitespace().find(|word| word.starts_with("192.168.122."));
+        address.map(str::to_owned).with_context(|| format!("no address: {said}"))
     }
 
     /// Fails when the guest reaches the world.
@@ -76,7 +90,7 @@ impl Host {
                     sleep 1; pgrep -x steady | wc -l";
         self.machine.run(begin)?;
         work(&mut self.machine)?;
-        let sent = self.machine.run("sleep 1; touch /run/end; for i in $(seq 60); do grep -q blocks /run/sent && break; sleep 0.2; done; cat /run/sent")?;
+        let sent = self.machine.run("sleep 1; touch /run/end; for i in $(seq 150); do grep -q blocks /run/sent && break; sleep 0.2; done; cat /run/sent")?;
         let figure = |name: &str| -> Result<u64> {
             let mut words = sent.split_whitespace().skip_while(|word| *word != name).skip(1);
             words
@@ -86,8 +100,9 @@ impl Host {
         };
         let (sent, answered) = (figure("sent")?, figure("answered")?);
         println!(
-            "{what}: {sent} datagrams, {} lost, longest gap {} ms, {} blocks of the stream",
+            "{what}: {sent} datagrams, {} lost, {} in a row, {} ms between two answers, {} blocks of the stream",
             sent.saturating_sub(answered),
+            figure("run")?,
             figure("gap_ms")?,
             figure("blocks")?
         );

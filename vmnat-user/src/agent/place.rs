@@ -106,6 +106,17 @@ pub fn end(instance: &Instance) -> Result<bool> {
     anyhow::bail!("the agent (process {pid}) does not end")
 }
 
+/// Ends the instance's agent, unless it is this very process.
+///
+/// # Errors
+/// As [`end`].
+pub fn end_other(instance: &Instance) -> Result<()> {
+    if running(instance).is_some_and(|pid| pid != nix::unistd::getpid()) {
+        end(instance)?;
+    }
+    Ok(())
+}
+
 /// Ends the agent that a command started in the background, if one runs.
 ///
 /// # Errors

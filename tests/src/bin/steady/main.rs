@@ -14,6 +14,8 @@ use clap::Parser;
 
 /// Between two datagrams.
 const BEAT: Duration = Duration::from_millis(20);
+/// An answer that takes longer is lost.
+const LATE: Duration = Duration::from_secs(3);
 /// A block of the stream.
 const BLOCK: usize = 4_096;
 /// A stream that is silent for so long is dead.
@@ -52,7 +54,8 @@ fn serve(at: SocketAddr) -> Result<()> {
     Ok(())
 }
 
-/// Prints `sent N answered N gap_ms N blocks N`, and fails when the stream died or brought another byte.
+/// Prints `sent N answered N run N gap_ms N blocks N`, and fails when the stream died or brought another byte. `run` are the
+/// datagrams that went lost in a row, `gap_ms` is the longest time without an answer: on a busy machine the sender waits too.
 fn send(to: SocketAddr, until: &Path) -> Result<()> {
     let end = until.to_owned();
     let stream = thread::spawn(move || converse(to, &end));
@@ -67,25 +70,31 @@ fn count(to: SocketAddr, until: &Path) -> Result<String> {
     let socket = UdpSocket::bind("0.0.0.0:0")?;
     socket.connect(to)?;
     socket.set_read_timeout(Some(BEAT))?;
-    let (mut sent, mut answered, mut gap) = (0_u64, 0_u64, Duration::ZERO);
+    // Of each datagram, by its number, whether it came back.
+    let mut answered: Vec<bool> = Vec::new();
+    let mut gap = Duration::ZERO;
     let mut last = Instant::now();
     let mut next = Instant::now();
-    while !until.exists() {
-        if Instant::now() >= next {
-            sent = sent.saturating_add(1);
-            let _ = socket.send(&sent.to_be_bytes());
+    loop {
+        let is_over = until.exists();
+        if !is_over && Instant::now() >= next {
+            let _ = socket.send(&u64::try_from(answered.len())?.to_be_bytes());
+            answered.push(false);
             next = Instant::now().checked_add(BEAT).unwrap_or(next);
         }
         let mut answer = [0; 8];
         if let Ok(8) = socket.recv(&mut answer) {
-            ensure!(u64::from_be_bytes(answer) <= sent, "an answer to what was never sent");
-            answered = answered.saturating_add(1);
+            let number = usize::try_from(u64::from_be_bytes(answer))?;
+            *answered.get_mut(number).context("an answer to what was never sent")? = true;
             gap = gap.max(last.elapsed());
             last = Instant::now();
+        } else if is_over && (last.elapsed() > LATE || answered.iter().all(|came| *came)) {
+            break;
         }
     }
-    gap = gap.max(last.elapsed());
-    Ok(format!("sent {sent} answered {answered} gap_ms {}", gap.as_millis()))
+    let run = answered.split(|came| *came).map(<[bool]>::len).max().unwrap_or_default();
+    let (sent, came) = (answered.len(), answered.iter().filter(|came| **came).count());
+    Ok(format!("sent {sent} answered {came} run {run} gap_ms {}", gap.as_millis()))
 }
 
 fn converse(to: SocketAddr, until: &Path) -> Result<u64> {

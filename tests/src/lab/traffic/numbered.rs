@@ -68,7 +68,7 @@ enum Kind {
 pub(super) struct Sequence {
     name: String,
     period: Duration,
-    sender: JoinHandle<Result<()>>,
+    sender: JoinHandle<()>,
     receiver: JoinHandle<Result<Heard>>,
     sent: Arc<AtomicU64>,
     /// The last answers have been waited for.
@@ -118,7 +118,7 @@ impl Sequence {
     /// Waits for the last answers.
     pub(super) fn finish(self) -> Result<SequenceReport> {
         let Self { name, period, sender, receiver, sent, done } = self;
-        sender.join().map_err(|_| anyhow!("{name}: the sender panicked"))?.with_context(|| name.clone())?;
+        sender.join().map_err(|_| anyhow!("{name}: the sender panicked"))?;
         thread::sleep(LAST_ANSWERS);
         done.store(true, Ordering::Relaxed);
         let heard = receiver
@@ -151,14 +151,7 @@ fn ping_socket() -> Result<UdpSocket> {
     Ok(UdpSocket::from(unsafe { OwnedFd::from_raw_fd(descriptor) }))
 }
 
-fn send(
-    kind: Kind,
-    socket: &UdpSocket,
-    to: SocketAddr,
-    period: Duration,
-    sent: &AtomicU64,
-    baton: &Baton,
-) -> Result<()> {
+fn send(kind: Kind, socket: &UdpSocket, to: SocketAddr, period: Duration, sent: &AtomicU64, baton: &Baton) {
     let mut next = Instant::now();
     while !baton.is_over() {
         // Counted before it leaves, since its answer may be quicker than this thread.
@@ -176,7 +169,6 @@ fn send(
         next = (next + period).max(Instant::now());
         thread::sleep(next.saturating_duration_since(Instant::now()));
     }
-    Ok(())
 }
 
 fn receive(
