@@ -1,5 +1,10 @@
 //! What changes under vmnat while guests talk: maps, interfaces, hooks, firewalls, the agent, the disk. Verified traffic tells what
 //! guests notice of it.
+#![expect(
+    clippy::arithmetic_side_effects,
+    clippy::indexing_slicing,
+    reason = "a test that panics has failed, as it should"
+)]
 
 mod faults;
 mod interfaces;

@@ -49,7 +49,8 @@ fn an_address_that_goes_ends_its_own_sessions_alone(hook: Hook) -> Result<()> {
     lab.up_with(hook, &["--uplink", "enp4s0"])?;
     let mut other = Conversation::open(lab.guest(2)?, &format!("{STRANGER}:7000"))?;
     let mut ended = Conversation::open(lab.guest(1)?, SERVER_ECHO)?;
-    (other.exchange(10_000)?, ended.exchange(10_000)?);
+    other.exchange(10_000)?;
+    ended.exchange(10_000)?;
     lab.leaks.assert_none()?;
     let since = Instant::now();
     lab.host.ip(&format!(
