@@ -1,6 +1,6 @@
 //! Disks that are full or read-only, and rights that are missing: one clear error each, nothing half-applied, and guests go on.
 
-use std::{fs, thread, time::Duration};
+use std::{fs, io::Write as _, thread, time::Duration};
 
 use anyhow::{Context as _, Result, ensure};
 use nix::mount::{MsFlags, mount};
@@ -40,6 +40,13 @@ fn remount(folder: &str, flags: MsFlags) -> Result<()> {
     mount(none, folder, none, MsFlags::MS_REMOUNT | flags, none).with_context(|| folder.to_owned())
 }
 
+/// Takes what room the agent has left since by removing a file of its own.
+fn top_up(folder: &str) {
+    let file = fs::OpenOptions::new().create(true).append(true).open(format!("{folder}/more"));
+    let Ok(mut file) = file else { return };
+    while file.write_all(&[b'x'; 4096]).is_ok() {}
+}
+
 /// Under traffic, with the agent at work: 1. each disk is full, and read-only; 2. `dnat add` and `up` say so in one sentence, and leave
 ///    files, forwards and flows as they were; 3. the agent lives, and all is well once there is room.
 #[test]
@@ -50,22 +57,25 @@ fn a_disk_that_takes_nothing_loses_nothing() -> Result<()> {
     let agent = lab.agent()?;
     let before = (fs::read(STATE)?, fs::read(STORE)?, lab.vmnat_ok(&["dnat", "list"])?.lines().count());
     let new = format!("8080:{}:80/tcp", guest_address(1));
-    for folder in ["/run", "/var/lib"] {
-        for is_full in [true, false] {
-            let (full, read_only) =
-                if is_full { (Some(Full::of(folder)?), None) } else { (None, Some(ReadOnly::make(folder)?)) };
-            for command in [&["dnat", "add", &new][..], &["up", "--timeout", "icmp=7"]] {
-                let error = lab.vmnat_refused(command)?;
-                let why = if is_full { "No space left" } else { "Read-only" };
-                let last = error.trim().lines().last().unwrap_or_default();
-                ensure!(last.contains(why), "{folder}, {command:?}: {error}");
+    // The agent's log is open in /run, so nothing can make that read-only.
+    for (folder, is_full) in [("/run", true), ("/var/lib", true), ("/var/lib", false)] {
+        let (full, read_only) =
+            if is_full { (Some(Full::of(folder)?), None) } else { (None, Some(ReadOnly::make(folder)?)) };
+        for command in [&["dnat", "add", &new][..], &["up", "--timeout", "icmp=7"]] {
+            if is_full {
+                top_up(folder);
             }
-            // The agent writes too, and must not mind.
-            thread::sleep(Duration::from_millis(700));
-            drop((full, read_only));
-            let now = (fs::read(STATE)?, fs::read(STORE)?, lab.vmnat_ok(&["dnat", "list"])?.lines().count());
-            ensure!(now == before, "{folder}, full: {is_full}: something has changed");
+            let error = lab.vmnat_refused(command)?;
+            let why = if is_full { "No space left" } else { "Read-only" };
+            let last = error.trim().lines().last().unwrap_or_default();
+            ensure!(last.contains(why), "{folder}, {command:?}: {error}");
         }
+        // The agent writes too, and must not mind.
+        thread::sleep(Duration::from_millis(700));
+        fs::remove_file(format!("{folder}/more")).ok();
+        drop((full, read_only));
+        let now = (fs::read(STATE)?, fs::read(STORE)?, lab.vmnat_ok(&["dnat", "list"])?.lines().count());
+        ensure!(now == before, "{folder}, full: {is_full}: something has changed");
     }
     // Whoever takes the lock next sweeps up.
     lab.vmnat_ok(&["up"])?;
