@@ -108,17 +108,17 @@ impl Lock {
         kept::stage(&self.instance, &Kept::of(state, link::kernel_mode()))
     }
 
-    /// Writes the state, and what outlives it where that has changed: port forwards, and the wish.
+    /// Writes the state, and what outlives it where that has changed: port forwards, and the wish. Each lies beside its file before the
+    /// first takes its name, so that a full disk changes none of them.
     ///
     /// # Errors
     /// What the file system answers.
     pub fn save(&self, state: &State) -> Result<()> {
-        let (store, running) = state.divide();
-        if let Some(staged) = store::stage(&self.instance, &store)? {
-            staged.commit()?;
-        }
-        kept::save(&self.instance, &Kept::of(state, link::kernel_mode()))?;
-        self.save_running(&running)
+        let (store, wish) = (self.stage(state)?, self.stage_wish(state)?);
+        let running = self.stage_running(state)?;
+        store.map_or(Ok(()), Staged::commit)?;
+        wish.map_or(Ok(()), StagedWish::commit)?;
+        running.commit()
     }
 
     /// Writes the state alone: to a temporary file, synced, renamed.

@@ -61,11 +61,13 @@ fn a_disk_that_takes_nothing_loses_nothing() -> Result<()> {
     for (folder, is_full) in [("/run", true), ("/var/lib", true), ("/var/lib", false)] {
         let (full, read_only) =
             if is_full { (Some(Full::of(folder)?), None) } else { (None, Some(ReadOnly::make(folder)?)) };
-        for command in [&["dnat", "add", &new][..], &["up", "--timeout", "icmp=7"]] {
+        // Where nothing can ever be kept, as on a read-only system, `up` does without, and warns.
+        let commands = [&["dnat", "add", &new][..], &["up", "--timeout", "icmp=7"]];
+        for command in commands.iter().take(if is_full { 2 } else { 1 }) {
             if is_full {
                 top_up(folder);
             }
-            let error = lab.vmnat_refused(command)?;
+            let error = lab.vmnat_refused(command).with_context(|| format!("{folder}, full: {is_full}"))?;
             let why = if is_full { "No space left" } else { "Read-only" };
             let last = error.trim().lines().last().unwrap_or_default();
             ensure!(last.contains(why), "{folder}, {command:?}: {error}");
