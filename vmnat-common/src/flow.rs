@@ -43,6 +43,18 @@ pub struct FlowKey {
 const _: () = assert!(size_of::<FlowKey>() == 16);
 
 impl FlowKey {
+    /// The key of an entry that no packet has. It is put into the table once, and is missing only where somebody has emptied the
+    /// table.
+    pub const SENTINEL: Self = Self {
+        source: Address::UNSPECIFIED,
+        destination: Address::UNSPECIFIED,
+        source_port: Port::new(0),
+        destination_port: Port::new(0),
+        protocol: 0,
+        side: u8::MAX,
+        reserved: 0,
+    };
+
     /// The tuple that a guest's packet carries.
     #[must_use]
     pub const fn guest(protocol: Protocol, internal: Endpoint, remote: Endpoint) -> Self {

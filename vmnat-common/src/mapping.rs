@@ -93,3 +93,49 @@ impl Mapping {
         Endpoint::new(self.address, self.port)
     }
 }
+
+/// Value of the `PORT_OWNER` map: who had an external port last. It outlives the `MAPPING` map's entries where somebody removes
+/// those by hand; whoever had the port finds it again, and nobody else gets it before it has rested.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Pod, Zeroable)]
+pub struct PortOwner {
+    /// The external address.
+    pub on: Address,
+    /// The internal address; unspecified for nobody.
+    pub address: Address,
+    /// The internal port.
+    pub port: Port,
+    /// Zero.
+    pub reserved: u16,
+    /// Jiffies when somebody else was first refused the port although no mapping had it, its lowest bit set; 0 for never.
+    pub orphaned: u32,
+}
+
+const _: () = assert!(size_of::<PortOwner>() == 16);
+
+impl PortOwner {
+    /// At the place of TCP's port 0, which is nobody's: the flow table has its sentinel ([`crate::flow::FlowKey::SENTINEL`]), so that
+    /// its absence means something.
+    pub const WATCHED: Self = Self { orphaned: 1, ..Self::NOBODY };
+
+    /// Nobody.
+    pub const NOBODY: Self = Self {
+        on: Address::UNSPECIFIED,
+        address: Address::UNSPECIFIED,
+        port: Port::new(0),
+        reserved: 0,
+        orphaned: 0,
+    };
+
+    /// One who has it.
+    #[must_use]
+    pub const fn new(on: Address, internal: Endpoint) -> Self {
+        Self { on, address: internal.address, port: internal.port, reserved: 0, orphaned: 0 }
+    }
+
+    /// The internal endpoint.
+    #[must_use]
+    pub const fn internal(&self) -> Endpoint {
+        Endpoint::new(self.address, self.port)
+    }
+}

@@ -3,8 +3,8 @@
 //! The pool is disjoint from what the host may use: user space clears the bit of every port in
 //! `ip_local_port_range`, in `ip_local_reserved_ports`, of listening sockets and of port forwards. A candidate keeps
 //! the parity and the class (below 1024 or not) of the guest's port (RFC 4787 REQ-3a and REQ-4). First the guest's
-//! own port, then one that depends only on the host's secret and the internal endpoint, so that it returns after a
-//! loss of state; then unpredictable ones (RFC 7857 section 9). The destination is never part of it (RFC 4787 REQ-1).
+//! own port, then some that depend only on the host's secret and the internal endpoint, so that it returns after a
+//! loss of state, also where the first ones are the host's; then unpredictable ones (RFC 7857 section 9). The destination is never part of it (RFC 4787 REQ-1).
 
 use crate::endpoint::{Endpoint, Port, Protocol};
 
@@ -13,6 +13,10 @@ pub const POOL_WORDS: u32 = 3072;
 
 /// Candidates that are tried before the pool counts as full.
 pub const PROBES: u32 = 32;
+
+/// Candidates that depend on secret and internal endpoint alone. The host's own range is nearly half of all ports, so one would
+/// often be none.
+const DETERMINED: u32 = 8;
 
 /// First port that is not privileged.
 pub const FIRST_UNPRIVILEGED: u16 = 1024;
@@ -49,6 +53,18 @@ pub const NO_POOL: u32 = u32::MAX;
 #[must_use]
 pub const fn bit_of(base: u32, port: u16) -> (u32, u64) {
     (base | (port >> 6) as u32, 1 << (port & 63))
+}
+
+/// Entries of the `PORT_OWNER` map: TCP's ports, and UDP's. The protocols that keep their ports have no mappings.
+pub const OWNERS: u32 = 2 * 65_536;
+
+/// The place of a port in the `PORT_OWNER` map; [`OWNERS`] or more for a protocol that has none there.
+#[must_use]
+pub const fn owner_index(protocol: u8, port: u16) -> u32 {
+    match pool_base(protocol) {
+        NO_POOL => OWNERS,
+        base => (base << 6) | port as u32,
+    }
 }
 
 /// A range of ports, both ends included, at least two wide.
@@ -125,13 +141,13 @@ const fn mix(mut h: u32) -> u32 {
     h ^ (h >> 16)
 }
 
-/// The candidate of the given attempt (0 to [`PROBES`]): the guest's port, the hashed one, then `random` ones.
+/// The candidate of the given attempt (0 to [`PROBES`]): the guest's port, hashed ones, then `random` ones.
 #[must_use]
 pub const fn candidate(attempt: u32, range: PortRange, wanted: Port, hash: u32, random: u32) -> Port {
     let number = wanted.number();
     match attempt {
         0 => wanted,
-        1 => Port::new(range.pick(hash, number)),
+        1..=DETERMINED => Port::new(range.pick(mix(hash.wrapping_add(attempt)), number)),
         _ => Port::new(range.pick(random, number)),
     }
 }

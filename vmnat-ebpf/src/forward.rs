@@ -10,11 +10,12 @@ use aya_ebpf::{
 use vmnat_common::{
     Address, Outcome,
     bridge::BridgePort,
-    endpoint::Endpoint,
+    endpoint::{Endpoint, Port, Protocol},
     flow::{FlowKey, Side},
     forward::{Forward, ForwardCount, ForwardFlags, STEPS, Search, Source, SourceKey, place},
     port_range::{NO_POOL, bit_of, pool_base},
     session::{Flags, Session},
+    tcp_state::flag,
 };
 
 use crate::{
@@ -25,6 +26,7 @@ use crate::{
         BRIDGE_PORT, FORWARD, FORWARD_ACTIVE, FORWARD_COUNT, FORWARD_PORT, FORWARD_SOURCE, GATEWAY, NETWORK,
         UPLINK,
     },
+    owner,
     parse::Packet,
     quota,
     route::{self, Route},
@@ -104,10 +106,12 @@ extern "C" fn halve(_step: u32, halving: *mut c_void) -> i64 {
 /// what is no uplink (a VPN that owns the default route) or nowhere. All else is the host's own.
 ///
 /// What a socket of the host's own conversation waits for is the host's, also on a port that was given to a guest; a socket that
-/// waits for anybody keeps its port from mappings, not from forwards.
+/// waits for anybody keeps its port from mappings, not from forwards. Where somebody has emptied the flow table, and it
+/// `REMEMBERS`, conversations are opened again (`owner`).
 #[inline(always)]
-pub fn open(ctx: &TcContext, packet: &Packet, in_if: u32) -> Result<(), Outcome> {
-    let invited = invited(&packet.key).ok_or(Outcome::NoFlow)?;
+pub fn open<const REMEMBERS: bool>(ctx: &TcContext, packet: &Packet, in_if: u32) -> Result<(), Outcome> {
+    let remembered = || if REMEMBERS { remembered(packet) } else { None };
+    let invited = invited(&packet.key).or_else(remembered).ok_or(Outcome::NoFlow)?;
     let holding = socket::holding(ctx, &packet.key, packet.key.destination_endpoint());
     let most = if invited.forward == 0 { socket::NONE } else { socket::WAITING };
     if holding > most {
@@ -213,6 +217,24 @@ fn invited(key: &FlowKey) -> Option<Guest> {
     }
     let (target, bridge) = filtering::open_to_all(key)?;
     Some(Guest { target, bridge, forward: 0, is_limited: false })
+}
+
+/// Whose conversation a segment belongs to that has no flow, where somebody has emptied the flow table. Were it left to the host, the
+/// host would reset the remote, and a guest that only listens would never hear of it.
+#[inline(always)]
+fn remembered(packet: &Packet) -> Option<Guest> {
+    let key = &packet.key;
+    let is_amidst = packet.tcp_flags & (flag::SYN | flag::RST | flag::ACK) == flag::ACK;
+    if key.protocol != Protocol::Tcp.number() || !is_amidst {
+        return None;
+    }
+    let found = owner::recall(key);
+    if found == 0 {
+        return None;
+    }
+    let target = Endpoint::new(Address::from_wire((found >> 16) as u32), Port::from_wire(found as u16));
+    let network = NETWORK.get(Key::new(32, target.address))?;
+    Some(Guest { target, bridge: network.bridge, forward: 0, is_limited: false })
 }
 
 /// A guest that calls a mapping of its own, which no filter keeps from itself (RFC 4787 REQ-9).

@@ -104,7 +104,7 @@ fn concerns_guests(ctx: &TcContext) -> Result<(), Outcome> {
 #[inline(never)]
 fn invite(ctx: &TcContext, packet: &Packet) -> Result<(), Outcome> {
     if packet.tracked.is_ok() {
-        match forward::open(ctx, packet, parse::interface(ctx)) {
+        match forward::open::<true>(ctx, packet, parse::interface(ctx)) {
             Err(Outcome::NoFlow) => {}
             result => return result,
         }

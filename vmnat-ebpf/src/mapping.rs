@@ -21,7 +21,7 @@ use vmnat_common::{
 
 use crate::{
     maps::{MAPPING, PORT_POOL},
-    settings, socket,
+    owner, settings, socket,
 };
 
 /// Finds or claims the external endpoint of the guest's flow `key` on the address that `external` holds, and writes its
@@ -36,6 +36,7 @@ pub fn find_or_claim(ctx: &TcContext, key: &FlowKey, external: &mut Endpoint) ->
     let settings = settings::get()?;
     let mut search = Search {
         ctx,
+        settings,
         key,
         range: range(settings, key),
         hash: endpoint_hash(settings.secret, key.protocol, key.source_endpoint()),
@@ -51,12 +52,14 @@ pub fn find_or_claim(ctx: &TcContext, key: &FlowKey, external: &mut Endpoint) ->
         return Err(Outcome::PortsExhausted);
     }
     *external = bind(&internal, search.external)?;
+    owner::note(key.protocol, key.source_endpoint(), *external);
     Ok(())
 }
 
 /// The search for a free port.
 struct Search<'a> {
     ctx: &'a TcContext,
+    settings: &'a Settings,
     key: &'a FlowKey,
     range: PortRange,
     hash: u32,
@@ -71,7 +74,9 @@ extern "C" fn probe(attempt: u32, search: *mut c_void) -> i64 {
     let search = unsafe { &mut *search.cast::<Search<'_>>() };
     let key = search.key;
     search.external.port = candidate(attempt, search.range, key.source_port, search.hash, random());
-    search.claimed = is_free(search.ctx, search.range, key, search.external) && claim(key, search.external);
+    search.claimed = is_free(search.ctx, search.range, key, search.external)
+        && !owner::keeps_from(search.settings, key, search.external)
+        && claim(key, search.external);
     i64::from(search.claimed)
 }
 
@@ -144,7 +149,9 @@ fn claim(key: &FlowKey, external: Endpoint) -> bool {
         flows: 0,
         last_used: settings::jiffies() as u32,
     };
-    MAPPING.insert(MappingKey::external(key.protocol, external), owner, u64::from(BPF_NOEXIST)).is_ok()
+    let outer = MappingKey::external(key.protocol, external);
+    // Its own half of a mapping whose other half somebody has removed serves as well.
+    MAPPING.insert(outer, owner, u64::from(BPF_NOEXIST)).is_ok() || of(&outer) == Some(key.source_endpoint())
 }
 
 /// Binds the internal endpoint to what was claimed. Where another CPU was faster, its mapping stands and the claim
@@ -161,8 +168,11 @@ fn bind(internal: &MappingKey, external: Endpoint) -> Result<Endpoint, Outcome> 
     if MAPPING.insert(internal, mapping, u64::from(BPF_NOEXIST)).is_ok() {
         return Ok(external);
     }
-    let _ = MAPPING.remove(MappingKey::external(internal.protocol, external));
-    of(internal).ok_or(Outcome::PortsExhausted)
+    let stands = of(internal).ok_or(Outcome::PortsExhausted)?;
+    if stands != external {
+        let _ = MAPPING.remove(MappingKey::external(internal.protocol, external));
+    }
+    Ok(stands)
 }
 
 #[inline(always)]

@@ -15,9 +15,9 @@ use vmnat_common::{
     fragment::{Fragment, FragmentKey},
     host::{HostPeer, HostPeerKey},
     lease::Lease,
-    mapping::{Mapping, MappingKey},
+    mapping::{Mapping, MappingKey, PortOwner},
     network::Network,
-    port_range::POOL_WORDS,
+    port_range::{OWNERS, POOL_WORDS},
     quota::Guest,
     service::{Service, ServiceKey},
     session::Session,
@@ -105,6 +105,10 @@ pub static SERVICE: HashMap<ServiceKey, Service> = HashMap::with_max_entries(4_0
 /// One bit a port that guests may be given.
 #[map]
 pub static PORT_POOL: Array<u64> = Array::with_max_entries(POOL_WORDS, 0);
+
+/// Who had each port last.
+#[map]
+pub static PORT_OWNER: Array<PortOwner> = Array::with_max_entries(OWNERS, 0);
 
 /// The single [`Settings`].
 #[map]

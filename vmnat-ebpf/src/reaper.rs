@@ -18,7 +18,7 @@ use vmnat_common::{
 
 use crate::{
     maps::{FLOW, MAPPING},
-    session, settings,
+    owner, session, settings,
 };
 
 /// Offset of the answer within a slot.
@@ -138,9 +138,11 @@ fn mapping(key: &MappingKey, settings: &Settings, now: u32) -> Verdict {
     }
     let external = MappingKey::external(key.protocol, mapping.other());
     // SAFETY: as above.
-    let owner = unsafe { MAPPING.get(external) }.map(Mapping::other);
-    if owner == Some(Endpoint::new(key.address, key.port)) {
+    let holder = unsafe { MAPPING.get(external) }.map(Mapping::other);
+    let internal = Endpoint::new(key.address, key.port);
+    if holder == Some(internal) {
         let _ = MAPPING.remove(external);
+        owner::forget(key.protocol, internal, mapping.other());
     }
     Verdict::Removed
 }

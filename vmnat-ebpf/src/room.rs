@@ -185,7 +185,7 @@ pub fn inward(ctx: &TcContext) -> Result<Outcome, Outcome> {
         session
     } else {
         let via = fragment::came_by(ctx, &packet);
-        match forward::open(ctx, &packet, via) {
+        match forward::open::<false>(ctx, &packet, via) {
             Ok(()) => {}
             Err(Outcome::NoFlow) => return give_back(ctx, via),
             Err(reason) => return Err(reason),

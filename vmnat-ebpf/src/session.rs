@@ -23,7 +23,7 @@ use crate::{
     bridge,
     classify::Way,
     forward, lease, mapping,
-    maps::{DRAFT, FLOW},
+    maps::{DRAFT, FLOW, UPLINK},
     parse::{self, Packet},
     quota, settings,
 };
@@ -169,6 +169,11 @@ pub fn renew(
     way: &Way,
 ) -> Result<bool, Outcome> {
     let own_address = session.flags & (Flags::FORWARDED | Flags::IMPORTED | Flags::ANSWERS) != 0;
+    // An uplink that was made again has another number, and its address.
+    // SAFETY: only whether there is one matters.
+    if session.address == way.address && unsafe { UPLINK.get(session.out_if) }.is_none() {
+        session.out_if = way.out_if;
+    }
     let mut moved = session.out_if != way.out_if || (!own_address && session.address != way.address);
     let (mut next_hop, mut mtu) = (way.next_hop, way.mtu);
     if moved && own_address {

@@ -8,6 +8,7 @@ mod listener;
 mod place;
 mod reload;
 mod round;
+mod sentry;
 
 use std::{future, time::Duration};
 
@@ -19,8 +20,8 @@ use tokio::{
 };
 use tracing::{debug, info, warn};
 
-pub use self::place::{Herald, Place, end, end_background, end_other, nudge, running};
-use self::{lease_watch::LeaseWatch, listener::Listener, round::Round};
+pub use self::place::{Herald, Place, end, end_background, end_other, is_stopped, nudge, resume, running};
+use self::{lease_watch::LeaseWatch, listener::Listener, round::Round, sentry::Sentry};
 use crate::{
     dhcp::Dhcp,
     facts::{self, Changes, RouteFact, Watch},
@@ -41,9 +42,12 @@ const SETTLE: Duration = Duration::from_millis(100);
 /// The same for what changes all the time: neighbours and forwarding tables.
 const SETTLE_NEIGHBOURS: Duration = Duration::from_secs(2);
 
-/// Between two looks at what announces no change: ports that the host holds, kernel settings, filters
-/// of tc, folders of lease files.
+/// Between two looks at what announces no change: ports that the host holds, kernel settings, folders
+/// of lease files.
 const LOOK: Duration = Duration::from_secs(30);
+
+/// Between two looks at who stands at the hooks, since tcx announces nothing.
+const LOOK_AT_HOOKS: Duration = Duration::from_secs(1);
 
 /// Between two questions to the system's bus, where leases are told there alone.
 const ASK_BUS: Duration = Duration::from_secs(2);
@@ -64,6 +68,8 @@ pub async fn run(instance: &Instance, herald: Herald) -> Result<()> {
     let mut reap = interval(agent.reap_interval.max(Duration::from_millis(50)));
     let mut bus = interval(ASK_BUS);
     bus.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let mut hooks = interval(LOOK_AT_HOOKS);
+    hooks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut look = interval(LOOK);
     look.reset();
     let mut kernel_log = agent.open_kernel_log();
@@ -89,6 +95,7 @@ pub async fn run(instance: &Instance, herald: Herald) -> Result<()> {
                 round.go(instance, &agent.tables);
                 agent.relay.leave_lost_room(instance);
             }
+            _ = hooks.tick() => if agent.sentry.has_moved() { agent.plan(Duration::ZERO) },
             _ = look.tick() => agent.reconcile().await,
             _ = hangup.recv() => agent.reload(&mut kernel_log).await,
             () = due(agent.reload_due) => agent.reload(&mut kernel_log).await,
@@ -155,6 +162,8 @@ struct Agent<'a> {
     relay: Relay,
     /// Gives addresses where the host's own server cannot.
     dhcp: Dhcp,
+    /// Looks at who stands at the hooks.
+    sentry: Sentry,
     /// When to reconcile.
     due: Option<Instant>,
     /// When to read the operator's files, because a command was at it.
@@ -187,6 +196,7 @@ impl<'a> Agent<'a> {
             bus: None,
             relay: Relay::default(),
             dhcp: Dhcp::default(),
+            sentry: Sentry::default(),
             due: None,
             reload_due: None,
             readiness: Readiness::Begun,
@@ -204,7 +214,7 @@ impl<'a> Agent<'a> {
     /// Plans a reconcile for what has changed.
     fn note(&mut self, changes: Changes) {
         let firm = Changes::LINK.with(Changes::ADDRESS).with(Changes::ROUTE).with(Changes::RULES);
-        let firm = firm.with(Changes::SETTING);
+        let firm = firm.with(Changes::SETTING).with(Changes::FILTER);
         if changes.any_of(Changes::ROUTE) && !std::mem::replace(&mut self.rerouted, true) {
             self.look_again();
         }
@@ -271,6 +281,10 @@ impl<'a> Agent<'a> {
     async fn try_reconcile(&mut self) -> Result<bool> {
         let Some(lock) = Lock::try_take_existing(self.instance)? else { return Ok(false) };
         let Some(mut state) = state::find(self.instance)? else { return Ok(true) };
+        if !self.tables.is_pinned(self.instance)? {
+            self.tables = Tables::open(self.instance)?;
+            info!("other maps were made; the agent works with those now");
+        }
         let before = state.clone();
         // Before they are read, so that no change falls between.
         self.lease_watch.follow(&leases::files(&state));
@@ -282,6 +296,7 @@ impl<'a> Agent<'a> {
         }
         self.look_ahead(&state);
         let done = done?;
+        self.sentry.learn(&done.hooks);
         systemd::status(&summary(&state));
         self.relay.settle(self.instance, &state, &facts);
         self.dhcp.settle(self.instance, &state, &facts);
@@ -317,8 +332,10 @@ impl<'a> Agent<'a> {
     fn look_ahead(&mut self, state: &State) {
         let told = leases::of_bus(state, &index_of);
         self.bus = leases::may_ask_bus(state, &index_of).then(|| (state.clone(), told));
-        if let Some(end) = state.forwards.iter().filter_map(|forward| forward.wish.expires).min() {
-            self.plan(Duration::from_secs(end.saturating_sub(forwards::now())).max(SETTLE));
+        let (now, boot) = (forwards::now(), forwards::boot_now().unwrap_or(0));
+        let ends = state.forwards.iter().filter_map(|forward| forwards::remaining(state, forward, now, boot));
+        if let Some(seconds) = ends.min() {
+            self.plan(Duration::from_secs(seconds).max(SETTLE));
         }
     }
 }

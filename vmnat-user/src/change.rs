@@ -144,6 +144,10 @@ impl Change {
         if let Err(error) = reconcile::reconcile(instance, handle, tables, state, facts, lock).await {
             tracing::warn!("cannot put back what was: {error:#}");
         }
+        // Where nothing is to be written, a full disk is no further trouble.
+        if self.state == *before {
+            return;
+        }
         if let Err(error) = self.save() {
             tracing::warn!("cannot write what was put back: {error:#}");
         }

@@ -126,12 +126,14 @@ pub enum Error {
         option: String,
     },
     /// Another process changes the instance.
-    #[error("another vmnat command is changing instance \"{instance}\" (it holds {}): try again when it is done", path.display())]
+    #[error("{holder} is changing instance \"{instance}\" (it holds {}): try again when it is done", path.display())]
     Locked {
         /// The instance.
         instance: String,
         /// The lock file.
         path: PathBuf,
+        /// Who has it.
+        holder: String,
     },
     /// In conflict with what exists.
     #[error("{what} is already taken by {holder}{hint}")]

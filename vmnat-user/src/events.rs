@@ -40,6 +40,8 @@ pub enum Reason {
     RateQuota,
     /// The flow table is full.
     FlowTableFull,
+    /// Somebody has emptied the flow table.
+    FlowTableEmptied,
     /// No external port was free.
     PortsExhausted,
     /// A socket of the host has taken a guest's external port.
@@ -55,6 +57,7 @@ impl Reason {
             Self::HalfOpenQuota => "half_open_quota",
             Self::RateQuota => "rate_quota",
             Self::FlowTableFull => "flow_table_full",
+            Self::FlowTableEmptied => "flow_table_emptied",
             Self::PortsExhausted => "ports_exhausted",
             Self::PortTaken => "port_taken",
         }
@@ -264,6 +267,9 @@ fn sentence(event: &Event, name: Option<&str>, quotas: &GuestQuotas, flows: u32)
         Reason::FlowTableFull => {
             format!("the flow table is full with {} flows: {count} new ones refused", number(flows))
         }
+        Reason::FlowTableEmptied => {
+            "another program has emptied the flow table: conversations go on where they are heard of, by the ports that they had".to_owned()
+        }
         Reason::PortsExhausted => format!("no external port was free: {count} new flows refused"),
         Reason::PortTaken => {
             format!(
@@ -333,9 +339,12 @@ mod tests {
 
     #[test]
     fn reasons_are_written_as_they_are_named() {
-        for reason in
-            QUOTAS.into_iter().chain([Reason::FlowTableFull, Reason::PortsExhausted, Reason::PortTaken])
-        {
+        for reason in QUOTAS.into_iter().chain([
+            Reason::FlowTableFull,
+            Reason::FlowTableEmptied,
+            Reason::PortsExhausted,
+            Reason::PortTaken,
+        ]) {
             assert_eq!(serde_json::to_string(&reason).unwrap(), format!("\"{}\"", reason.name()));
         }
     }

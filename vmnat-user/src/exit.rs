@@ -79,7 +79,9 @@ impl Exit {
             Self::Conflict => "already taken, or in conflict with what exists",
             Self::UnknownLayout => "pinned maps have a layout that this version does not know",
             Self::Partial => "done in part; each step that failed is named",
-            Self::Degraded => "`status`: the agent or a hook is missing; `up` puts it back",
+            Self::Degraded => {
+                "`status`: the agent is dead or stopped, or a hook is missing; `up` puts that right"
+            }
             Self::Offline => "`doctor`: guests are offline, or lack DHCP, names or each other",
         }
     }

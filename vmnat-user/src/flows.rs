@@ -92,24 +92,25 @@ pub struct Flow {
     pub imported: bool,
 }
 
-/// The flows that are meant, by guest, protocol and remote.
+/// Calls `each` with every flow that is meant, in the order of the table, until it answers false.
 ///
 /// # Errors
-/// What the kernel answers.
-pub fn list(tables: &Tables, filter: &Filter) -> Result<Vec<Flow>> {
+/// What the kernel answers, or `each`.
+pub fn each(tables: &Tables, filter: &Filter, mut each: impl FnMut(Flow) -> Result<bool>) -> Result<()> {
     let now = tables.clock()?.stamp();
     let hertz = tables.settings()?.hertz;
-    let mut rows = Vec::new();
     each_guest_half(tables, filter, |key, session| {
         let back = other_half(tables, key, session)?;
-        rows.push(join(key, session, back.as_ref(), now, hertz));
-        Ok(())
-    })?;
+        each(join(key, session, back.as_ref(), now, hertz))
+    })
+}
+
+/// Puts flows in order: by guest, protocol and remote.
+pub fn sort(rows: &mut [Flow]) {
     rows.sort_unstable_by_key(|flow| {
         let order = |endpoint: Endpoint| (endpoint.address, endpoint.port);
         (order(flow.guest), flow.protocol, order(flow.remote))
     });
-    Ok(rows)
 }
 
 /// The number of flows that are meant.
@@ -120,7 +121,7 @@ pub fn count(tables: &Tables, filter: &Filter) -> Result<u64> {
     let mut flows = 0_u64;
     each_guest_half(tables, filter, |_, _| {
         flows = flows.saturating_add(1);
-        Ok(())
+        Ok(true)
     })?;
     Ok(flows)
 }
@@ -137,7 +138,7 @@ pub fn remove(tables: &Tables, filter: &Filter) -> Result<u64> {
         if nominees.len() >= BATCH {
             removed = removed.saturating_add(reap(tables, Mode::Remove, &mut nominees)?);
         }
-        Ok(())
+        Ok(true)
     })?;
     Ok(removed.saturating_add(reap(tables, Mode::Remove, &mut nominees)?))
 }
@@ -157,17 +158,17 @@ fn removals(verdicts: &[Verdict]) -> u64 {
     u64::try_from(removed).unwrap_or(u64::MAX)
 }
 
-/// Calls `each` with the guest's half of every flow that is meant.
+/// Calls `each` with the guest's half of every flow that is meant, until it answers false.
 fn each_guest_half(
     tables: &Tables,
     filter: &Filter,
-    mut each: impl FnMut(&FlowKey, &Session) -> Result<()>,
+    mut each: impl FnMut(&FlowKey, &Session) -> Result<bool>,
 ) -> Result<()> {
     for batch in tables.flows() {
         let batch = batch.context("read the flow table")?;
         for (key, session) in &batch {
-            if key.side == Side::Guest as u8 && filter.matches(key, session) {
-                each(key, session)?;
+            if key.side == Side::Guest as u8 && filter.matches(key, session) && !each(key, session)? {
+                return Ok(());
             }
         }
     }

@@ -20,7 +20,7 @@ pub use self::{
     claims::{Claimed, Claims},
     count::{Count, counts, end_flows},
     external::External,
-    life::{Expiry, Resolved, drop_expired, now, refresh},
+    life::{Expiry, Resolved, boot_now, drop_expired, now, refresh, remaining},
     parse::FORM,
     spec::{ForwardSpec, Ports, Protocols, Target},
 };

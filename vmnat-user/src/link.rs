@@ -9,6 +9,7 @@
 mod admission;
 mod clsact;
 mod host;
+mod order;
 mod tcx;
 
 use std::{fmt, io};
@@ -22,6 +23,7 @@ pub use self::{
     admission::admit,
     clsact::own_programs,
     host::{cgroup_root, stands, sync_host},
+    order::overtaken,
 };
 use crate::{
     dataplane::{self, program},

@@ -160,6 +160,14 @@ pub fn uplinks<'a>(state: &State, facts: &'a Facts) -> Vec<&'a LinkFact> {
     uplinks::uplinks(state, facts, &mut Vec::new())
 }
 
+/// True while an uplink that was named, or the one that was followed last, does not exist or has no address.
+#[must_use]
+pub fn lacks_uplink(state: &State, facts: &Facts) -> bool {
+    let followed = (state.uplinks.is_empty() && !state.followed.is_empty()).then_some(&state.followed);
+    let lacks = |link: &LinkFact| facts.addresses_of(link.index).next().is_none();
+    state.uplinks.iter().chain(followed).any(|name| facts.link(name).is_none_or(lacks))
+}
+
 /// The networks of every bridge that exists.
 #[must_use]
 pub fn managed(state: &State, facts: &Facts) -> Vec<PlannedNetwork> {

@@ -48,6 +48,8 @@ pub struct Reconciled {
     pub forwards: Vec<String>,
     /// What could not be done at single interfaces.
     pub failures: Vec<anyhow::Error>,
+    /// The hooks that were wanted.
+    pub hooks: Vec<link::Hook>,
 }
 
 /// Makes everything true.
@@ -83,7 +85,8 @@ pub fn fill(
 ) -> Result<Plan> {
     // Refuse what cannot be before anything is touched.
     let outline = plan::plan(state, facts, &Circumstances::default())?;
-    done.forwards.extend(crate::forwards::drop_expired(state, crate::forwards::now()));
+    let (now, boot) = (crate::forwards::now(), crate::forwards::boot_now()?);
+    done.forwards.extend(crate::forwards::drop_expired(state, now, boot));
     let directory = |state: &State| Directory::gather(state, facts, tables);
     crate::forwards::refresh(state, directory)?;
     state.dhcp_leases = instance.dhcp_leases();
@@ -104,7 +107,7 @@ pub fn fill(
         state.followed.clone_from(name);
     }
     settings::settle(instance, tables, state)?;
-    let moved = settle_maps(tables, &plan, facts, done)?;
+    let moved = settle_maps(tables, state, &plan, facts, done)?;
     let leases = leases::settle(tables, &plan, facts, &Directory::given(state, facts))?;
     stations::settle(tables, &plan, facts)?;
     if moved || leases {
@@ -141,6 +144,8 @@ pub async fn attach(
         None => room::close(tables)?,
     }
     state.warnings.clone_from(&plan.warnings);
+    state.warnings.extend(link::overtaken(instance, state, &plan.hooks));
+    done.hooks.clone_from(&plan.hooks);
     match link::sync_host(instance, !plan.forward.is_empty()) {
         Ok(changes) => done.changes.extend(changes),
         Err(error) => state.warnings.push(format!(
@@ -222,7 +227,13 @@ fn obstructed(instance: &Instance, state: &State, facts: &Facts) -> HashMap<u32,
 }
 
 /// Fills the maps; true when flows must look at their way again.
-fn settle_maps(tables: &Tables, plan: &Plan, facts: &Facts, done: &mut Reconciled) -> Result<bool> {
+fn settle_maps(
+    tables: &Tables,
+    state: &State,
+    plan: &Plan,
+    facts: &Facts,
+    done: &mut Reconciled,
+) -> Result<bool> {
     let uplinks = tables.uplink.entries()?;
     let networks = tables.network.entries()?;
     let mut moved = false;
@@ -271,7 +282,7 @@ fn settle_maps(tables: &Tables, plan: &Plan, facts: &Facts, done: &mut Reconcile
             done.changes.push(format!("ended {ended} flows that the access lists forbid"));
         }
     }
-    let flushed = flush_orphans(tables, &uplinks, &networks, plan, facts)?;
+    let flushed = flush_orphans(tables, &uplinks, &networks, state, plan, facts)?;
     if flushed > 0 {
         done.changes.push(format!("removed {flushed} flows of what is gone"));
     }
@@ -311,23 +322,31 @@ where
 
 /// Removes the flows whose external address, uplink or network has gone. Those of a bridge that is deleted or down stay: it may
 /// be about to come back, as when libvirt restarts a network, and where the host knew nothing of them, it would reset what
-/// the world still sends.
+/// the world still sends. So do those of an uplink that is deleted, until it is there again: with another address they go.
 fn flush_orphans(
     tables: &Tables,
     uplinks: &[(u32, Uplink)],
     networks: &[(NetworkKey, Network)],
+    state: &State,
     plan: &Plan,
     facts: &Facts,
 ) -> Result<usize> {
+    let is_awaited = plan::lacks_uplink(state, facts);
+    let has_address = |address| plan.uplink.iter().any(|(_, uplink)| uplink.address == address);
     let kept = |index: u32, address| {
-        plan.uplink.iter().any(|(kept, uplink)| *kept == index && uplink.address == address)
+        let is_gone = facts.link_at(index).is_none();
+        // Made again, an interface has another number; its flows find their way by the address.
+        let is_there = plan.uplink.iter().any(|(kept, uplink)| *kept == index && uplink.address == address);
+        is_there || (is_gone && (is_awaited || has_address(address)))
     };
     // What turns round on the host leaves by no uplink; the external address is an uplink's or a port forward's.
     let external = |address: Address| {
         let forwarded = plan.forward.iter().map(|forward| forward.external().1.address);
         plan.uplink.iter().map(|(_, uplink)| uplink.address).chain(forwarded).any(|found| found == address)
     };
-    let lost_uplink = uplinks.iter().any(|(index, uplink)| !kept(*index, uplink.address));
+    let is_new = |index: &u32| !uplinks.iter().any(|(known, _)| known == index);
+    let lost_uplink = uplinks.iter().any(|(index, uplink)| !kept(*index, uplink.address))
+        || plan.uplink.iter().any(|(index, _)| is_new(index));
     let planned = |key: &NetworkKey| plan.network.iter().any(|(kept, _)| kept == key);
     let waits = |network: &Network| facts.link_at(network.bridge).is_none_or(|bridge| !bridge.up);
     let (waiting, gone): (Vec<_>, Vec<_>) =
@@ -346,7 +365,9 @@ fn flush_orphans(
             external(session.address)
         } else if session.has(Flags::FORWARDED) {
             // A forward stands at all addresses of an uplink.
-            external(session.address) && plan.uplink.iter().any(|(index, _)| *index == session.out_if)
+            let index = session.out_if;
+            let is_there = plan.uplink.iter().any(|(kept, _)| *kept == index);
+            (external(session.address) && is_there) || (!is_there && kept(index, session.address))
         } else {
             kept(session.out_if, session.address)
         };

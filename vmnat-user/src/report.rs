@@ -31,6 +31,39 @@ pub fn json<T: Serialize>(kind: &str, rows: &[T]) -> Result<String> {
     serde_json::to_string(&envelope).with_context(|| format!("cannot write the {kind} as JSON"))
 }
 
+/// The beginning of a listing's JSON whose rows are written one by one, with commas between.
+#[must_use]
+pub fn json_begin(kind: &str) -> String {
+    format!(r#"{{"schema":{JSON_SCHEMA},"kind":"{kind}","rows":["#)
+}
+
+/// What ends it.
+pub const JSON_END: &str = "]}";
+
+/// The head of a table whose rows are not known yet, and so its columns' widths are given.
+#[must_use]
+pub fn wide_head<const N: usize>(columns: &[Column; N], widths: &[usize; N]) -> String {
+    let heads = columns.map(|column| match column {
+        Column::Text(head) | Column::Number(head) => head.to_owned(),
+    });
+    wide_row(columns, widths, &heads)
+}
+
+/// A row of it; what is wider than its column moves the rest of its line.
+#[must_use]
+pub fn wide_row<const N: usize>(columns: &[Column; N], widths: &[usize; N], cells: &[String; N]) -> String {
+    let mut line = String::new();
+    for ((column, width), cell) in columns.iter().zip(widths).zip(cells) {
+        let _ = match column {
+            Column::Text(_) => write!(line, "{cell:<width$}  "),
+            Column::Number(_) => write!(line, "{cell:>width$}  "),
+        };
+    }
+    line.truncate(line.trim_end().len());
+    line.push('\n');
+    line
+}
+
 /// A column of a table.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Column {
@@ -163,6 +196,21 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+
+    #[test]
+    fn json_that_is_written_in_parts_is_the_same_document() {
+        let parts = format!("{}1,2{JSON_END}", json_begin("flows"));
+        assert_eq!(parts, json("flows", &[1, 2]).unwrap());
+    }
+
+    #[test]
+    fn a_wide_row_keeps_its_columns() {
+        let columns = [Column::Text("NAME"), Column::Number("COUNT"), Column::Text("END")];
+        let row = |cells: [&str; 3]| wide_row(&columns, &[6, 5, 3], &cells.map(str::to_owned));
+        assert_eq!(wide_head(&columns, &[6, 5, 3]), "NAME    COUNT  END\n");
+        assert_eq!(row(["a", "7", ""]), "a           7\n");
+        assert_eq!(row(["longer-than", "7", "x"]), "longer-than      7  x\n");
+    }
 
     #[test]
     fn the_page_of_counters_is_up_to_date() {

@@ -95,6 +95,7 @@ impl Snapshot {
                 continue;
             }
             if tables.mapping.insert(&inner, &end(external))? {
+                tables.note_owner(inner.protocol, owner.other(), external)?;
                 restored = restored.saturating_add(1);
             } else {
                 tables.mapping.remove(&outer)?;

@@ -11,16 +11,18 @@ use std::{
 };
 
 use anyhow::{Context as _, Result, bail};
+use bytemuck::Zeroable as _;
 use vmnat_common::{
-    Address, Outcome,
+    Address, Endpoint, Outcome,
     access::{AccessKey, AccessList, AccessRange},
     bridge::BridgePort,
     flow::FlowKey,
     forward::{Active, Forward, ForwardCount, SourceKey},
     host::{HostPeer, HostPeerKey},
     lease::Lease,
-    mapping::{Mapping, MappingKey},
+    mapping::{Mapping, MappingKey, PortOwner},
     network::{Network, NetworkKey},
+    port_range::{OWNERS, owner_index},
     quota::Guest,
     reap::{self, Mode, Verdict},
     service::{Service, ServiceKey},
@@ -77,6 +79,8 @@ pub struct Tables {
     pub service: Table<ServiceKey, Service>,
     /// Words of port bits.
     pub port_pool: Table<u32, u64>,
+    /// Who had each port last.
+    pub port_owner: Table<u32, PortOwner>,
     forward: Table<u32, Forward>,
     forward_active: Table<u32, Active>,
     forward_port: Table<u32, u64>,
@@ -152,11 +156,60 @@ impl Tables {
             station: Table::open(instance, map::STATION)?,
             service: Table::open(instance, map::SERVICE)?,
             port_pool: Table::open(instance, map::PORT_POOL)?,
+            port_owner: Table::open(instance, map::PORT_OWNER)?,
             settings: Table::open(instance, map::SETTINGS)?,
             outcomes: Table::open(instance, map::OUTCOMES)?,
             reaper: program(program::REAPER)?,
             clock: program(program::CLOCK)?,
         })
+    }
+
+    /// Notes who has a mapping, as the programs do.
+    ///
+    /// # Errors
+    /// What the kernel answers.
+    pub fn note_owner(&self, protocol: u8, internal: Endpoint, external: Endpoint) -> io::Result<()> {
+        let index = owner_index(protocol, external.port.number());
+        if index >= OWNERS {
+            return Ok(());
+        }
+        self.port_owner.set(&index, &PortOwner::new(external.address, internal))
+    }
+
+    /// False where other maps are pinned by now than those that are open here.
+    ///
+    /// # Errors
+    /// When the kernel does not tell of an open map.
+    pub fn is_pinned(&self, instance: &Instance) -> io::Result<bool> {
+        let own = rawbpf::map_shape(self.flow.fd.as_fd())?;
+        let Ok(pinned) = rawbpf::object_get(&instance.map(map::FLOW)) else { return Ok(true) };
+        Ok(rawbpf::map_shape(pinned.as_fd())?.id == own.id)
+    }
+
+    /// True where somebody has emptied the flow table: its sentinel was there, and is not.
+    ///
+    /// # Errors
+    /// What the kernel answers.
+    pub fn is_emptied(&self) -> io::Result<bool> {
+        Ok(self.is_watched()? && self.flow.get(&FlowKey::SENTINEL)?.is_none())
+    }
+
+    /// True where the flow table has had its sentinel.
+    ///
+    /// # Errors
+    /// What the kernel answers.
+    pub fn is_watched(&self) -> io::Result<bool> {
+        Ok(self.port_owner.get(&0)? == Some(PortOwner::WATCHED))
+    }
+
+    /// Puts the flow table's sentinel in its place.
+    ///
+    /// # Errors
+    /// What the kernel answers; `E2BIG` where the table is full.
+    pub fn set_sentinel(&self) -> io::Result<()> {
+        let sentinel = Session { tag: FlowKey::SENTINEL.tag(), ..Session::zeroed() };
+        self.flow.insert(&FlowKey::SENTINEL, &sentinel)?;
+        self.port_owner.set(&0, &PortOwner::WATCHED)
     }
 
     /// Every entry of `FLOW`, both sides, a batch at a time.
@@ -311,7 +364,7 @@ fn slot_of(key: &MappingKey) -> FlowKey {
 
 #[cfg(test)]
 mod tests {
-    use vmnat_common::{Endpoint, Port, Protocol};
+    use vmnat_common::{Port, Protocol};
 
     use super::*;
 

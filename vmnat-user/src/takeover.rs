@@ -180,6 +180,7 @@ fn claim(
         return count(tables, &inner, external, 1);
     }
     if tables.mapping.insert(&inner, &end(external, 1))? {
+        tables.note_owner(protocol, internal, external)?;
         return Ok(true);
     }
     // The guest's endpoint has another external port already.

@@ -16,6 +16,7 @@ macro_rules! on_both_hooks {
 }
 
 mod access;
+mod churn;
 mod commands;
 mod config;
 mod dhcp;

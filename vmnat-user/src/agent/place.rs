@@ -68,6 +68,22 @@ pub fn running(instance: &Instance) -> Option<Pid> {
     }
 }
 
+/// True for a process that was stopped (SIGSTOP, or by a debugger) and does nothing.
+#[must_use]
+pub fn is_stopped(pid: Pid) -> bool {
+    let status = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+    // The name of the program, in parentheses, may hold anything.
+    let state = status.rsplit(')').next().and_then(|rest| rest.trim_start().chars().next());
+    matches!(state, Some('T' | 't'))
+}
+
+/// Lets the instance's agent go on where it was stopped; its process number where it was.
+#[must_use]
+pub fn resume(instance: &Instance) -> Option<Pid> {
+    let pid = running(instance).filter(|pid| is_stopped(*pid))?;
+    nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGCONT).ok().map(|()| pid)
+}
+
 /// Ends the instance's agent, by force when it does not go by itself; false when none ran.
 ///
 /// # Errors

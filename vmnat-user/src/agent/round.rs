@@ -27,6 +27,8 @@ pub(super) struct Round {
     watcher: Watcher,
     ledger: Ledger,
     audited: Instant,
+    /// Since when the flow table lacks its sentinel.
+    emptied: Option<Instant>,
     /// What was written, and when.
     written: Option<(Snapshot, Instant)>,
 }
@@ -37,12 +39,16 @@ impl Round {
             watcher: Watcher::default(),
             ledger: Ledger::default(),
             audited: Instant::now(),
+            emptied: None,
             written: None,
         }
     }
 
     /// Lets flows expire, and looks at what the counters say.
     pub(super) fn go(&mut self, instance: &Instance, tables: &Tables) {
+        if let Err(error) = self.watch(tables) {
+            warn!("cannot look after the flow table: {error:#}");
+        }
         if let Err(error) = self.expire(tables) {
             warn!("cannot look for expired flows: {error:#}");
         }
@@ -55,6 +61,23 @@ impl Round {
         if let Err(error) = self.look(instance, tables) {
             warn!("cannot look for events: {error:#}");
         }
+    }
+
+    /// Notes that somebody has emptied the flow table. For as long as a freed port rests, the programs take up again what they hear of
+    /// conversations from either side; then all is as before.
+    fn watch(&mut self, tables: &Tables) -> Result<()> {
+        if !tables.is_emptied()? {
+            self.emptied = None;
+            return Ok(());
+        }
+        let since = *self.emptied.get_or_insert_with(Instant::now);
+        self.watcher.note(Reason::FlowTableEmptied, None, 1, events::now()?);
+        let settings = tables.settings()?;
+        let rest = settings.timeouts.mapping_rest.checked_div(settings.hertz).unwrap_or(0);
+        if since.elapsed() >= Duration::from_secs(rest.into()) {
+            tables.set_sentinel()?;
+        }
+        Ok(())
     }
 
     fn expire(&mut self, tables: &Tables) -> Result<()> {

@@ -1,6 +1,8 @@
 //! `vmnat flows`: what guests talk to, and by which external endpoint.
 
-use std::{collections::HashMap, net::Ipv4Addr};
+mod printer;
+
+use std::net::Ipv4Addr;
 
 use anyhow::Result;
 use clap::Subcommand;
@@ -8,10 +10,10 @@ use ipnet::Ipv4Net;
 use serde::Serialize;
 use vmnat_common::{Endpoint, Protocol};
 
+use self::printer::{Names, Printer};
 use super::print;
 use crate::{
     error::Error,
-    facts::interface_name,
     flows::{self, Filter, Flow, Traffic},
     paths::Instance,
     report::{self, Column},
@@ -19,6 +21,8 @@ use crate::{
 };
 
 /// Show the flows of guests, or remove some
+///
+/// Beyond ten thousand they are shown as they are read, in no order.
 #[derive(Clone, Debug, clap::Args)]
 pub struct Args {
     #[command(subcommand)]
@@ -115,22 +119,46 @@ fn show_count(instance: &Instance, filter: &Filter, json: bool) -> Result<()> {
     }
 }
 
+/// Rows that are held, and put in order; where there are more, they are printed as they are read.
+const HELD: usize = 10_000;
+
 fn show(instance: &Instance, filter: &Filter, json: bool) -> Result<()> {
-    let flows = flows::list(&Tables::open(instance)?, filter)?;
-    let mut names = HashMap::new();
-    for flow in &flows {
-        names.entry(flow.out_if).or_insert_with(|| interface_name(flow.out_if));
+    let tables = Tables::open(instance)?;
+    let mut printer = Printer::new(json);
+    let mut held = Vec::new();
+    let mut is_read = true;
+    flows::each(&tables, filter, |flow| {
+        held.push(flow);
+        // While there may be few, all of them are waited for.
+        if held.len() >= if printer.has_begun { BATCH } else { HELD } {
+            is_read = printer.print(&held)?;
+            held.clear();
+        }
+        Ok(is_read)
+    })?;
+    if !is_read {
+        return Ok(());
     }
-    let name = |flow: &Flow| names.get(&flow.out_if).map_or("", String::as_str);
-    if json {
-        let rows: Vec<_> = flows.iter().map(|flow| Row::new(flow, name(flow))).collect();
-        print::line(&report::json("flows", &rows)?)
-    } else if flows.is_empty() {
-        print::line("no flows")
-    } else {
-        print::text(&report::table(&COLUMNS, flows.iter().map(|flow| cells(flow, name(flow)))))
+    if !printer.has_begun {
+        flows::sort(&mut held);
+        if !json {
+            return show_table(&held);
+        }
     }
+    printer.print(&held)?;
+    printer.end()
 }
+
+fn show_table(flows: &[Flow]) -> Result<()> {
+    if flows.is_empty() {
+        return print::line("no flows");
+    }
+    let mut names = Names::default();
+    print::text(&report::table(&COLUMNS, flows.iter().map(|flow| cells(flow, names.of(flow.out_if)))))
+}
+
+/// Rows that are printed at once where they are not held.
+const BATCH: usize = 1_000;
 
 /// A flow in JSON.
 #[derive(Serialize)]
@@ -202,6 +230,9 @@ const COLUMNS: [Column; 10] = [
     Column::Text("INTERFACE"),
     Column::Text("ORIGIN"),
 ];
+
+/// How wide the columns are where the rows are not known beforehand.
+const WIDTHS: [usize; COLUMNS.len()] = [8, 21, 21, 21, 12, 12, 22, 22, 15, 9];
 
 fn cells(flow: &Flow, interface: &str) -> [String; 10] {
     // The far port of an ICMP query is its type, which its protocol says already.

@@ -35,7 +35,7 @@ const MOMENT: Duration = Duration::from_millis(500);
 
 /// Show networks, uplinks, hooks and health
 ///
-/// Ends with 0 when all is well, with 13 when the agent or a hook is missing (a line on standard error says which), and
+/// Ends with 0 when all is well, with 13 when the agent is dead or stopped or a hook is missing (a line on standard error says which), and
 /// with 9 when the instance does not run. Warnings alone are no failure.
 #[derive(Clone, Debug, clap::Args)]
 pub struct Args {
@@ -84,6 +84,8 @@ struct PoolRow {
 #[derive(Debug, Serialize)]
 struct AgentRow {
     pid: Option<i32>,
+    /// It was stopped, and does nothing.
+    stopped: bool,
     log: String,
 }
 
@@ -104,12 +106,12 @@ struct HookRow {
 pub async fn run(instance: &Instance, args: &Args) -> Result<()> {
     let Args { json } = args;
     let mut status = look(instance).await?;
-    if !status.healthy && status.agent.pid.is_some() {
+    if !status.healthy && status.agent.pid.is_some() && !status.agent.stopped {
         // The agent may be attaching it just now.
         sleep(MOMENT).await;
         status = look(instance).await?;
     }
-    let missing = missing(status.agent.pid.is_some(), &status.hooks);
+    let missing = missing(&status.agent, &status.hooks);
     if *json {
         print::line(&report::json("status", &[status])?)?;
     } else {
@@ -127,9 +129,14 @@ async fn look(instance: &Instance) -> Result<Status> {
 }
 
 /// What is missing, as a clause; none when all is well.
-fn missing(agent_runs: bool, hooks: &[HookRow]) -> Option<String> {
-    let agent =
-        (!agent_runs).then(|| "its agent is dead, so flows do not expire and new ports wait".to_owned());
+fn missing(agent: &AgentRow, hooks: &[HookRow]) -> Option<String> {
+    let agent = match agent.pid {
+        None => Some("its agent is dead, so flows do not expire and new ports wait".to_owned()),
+        Some(pid) if agent.stopped => {
+            Some(format!("its agent (process {pid}) is stopped, so flows do not expire and new ports wait"))
+        }
+        Some(_) => None,
+    };
     let gone = hooks.iter().filter(|hook| !hook.attached);
     let gone: Vec<String> =
         gone.map(|hook| format!("{} at {} of {}", hook.program, hook.point, hook.interface)).collect();
@@ -144,7 +151,9 @@ fn missing(agent_runs: bool, hooks: &[HookRow]) -> Option<String> {
 
 fn status(instance: &Instance, state: State, tables: &Tables, facts: &Facts) -> Result<Status> {
     let hooks = hooks(instance, &state, tables, facts);
-    let pid = agent::running(instance).map(nix::unistd::Pid::as_raw);
+    let pid = agent::running(instance);
+    let stopped = pid.is_some_and(agent::is_stopped);
+    let agent = AgentRow { pid: pid.map(nix::unistd::Pid::as_raw), stopped, log: state.log.clone() };
     let events = events::recent(instance)?;
     let pool = settings::pool(&state)?;
     let files = state.file.fault.as_ref().map(|fault| {
@@ -156,7 +165,7 @@ fn status(instance: &Instance, state: State, tables: &Tables, facts: &Facts) -> 
     Ok(Status {
         instance: instance.to_string(),
         version: env!("CARGO_PKG_VERSION"),
-        healthy: missing(pid.is_some(), &hooks).is_none(),
+        healthy: missing(&agent, &hooks).is_none(),
         hook_mode: state.hook.name(),
         networks: network::rows(&state, facts),
         uplinks: uplink::rows(&state, facts),
@@ -172,9 +181,9 @@ fn status(instance: &Instance, state: State, tables: &Tables, facts: &Facts) -> 
             free_udp: pool.free_udp,
         },
         services: services::rows(&state, tables, facts)?,
-        dhcp: dhcp::rows(instance, &state, facts, pid.is_some()),
+        dhcp: dhcp::rows(instance, &state, facts, pid.is_some() && !stopped),
         events,
-        agent: AgentRow { pid, log: state.log },
+        agent,
         warnings,
         access: state.access,
         firewall_forward_rules_apply: false,
@@ -249,6 +258,9 @@ fn tcx_order(instance: &Instance, ifindex: u32, point: Point, program: &str) -> 
 
 fn text(status: &Status) -> String {
     let agent = match status.agent.pid {
+        Some(pid) if status.agent.stopped => {
+            format!("is stopped (process {pid}; `kill -CONT {pid}` lets it go on)")
+        }
         Some(pid) => format!("runs (process {pid})"),
         None => "does not run".to_owned(),
     };
@@ -330,12 +342,16 @@ mod tests {
             attached,
             order: Vec::new(),
         };
-        assert_eq!(missing(true, &[hook("eth0", true)]), None);
+        let agent = |pid, stopped| AgentRow { pid, stopped, log: String::new() };
+        let (runs, dead) = (agent(Some(7), false), agent(None, false));
+        assert_eq!(missing(&runs, &[hook("eth0", true)]), None);
+        let stopped = missing(&agent(Some(7), true), &[hook("eth0", true)]).unwrap();
+        assert!(stopped.starts_with("its agent (process 7) is stopped"), "{stopped}");
         assert_eq!(
-            missing(true, &[hook("eth0", true), hook("eth1", false)]).as_deref(),
+            missing(&runs, &[hook("eth0", true), hook("eth1", false)]).as_deref(),
             Some("the hook inbound at ingress of eth1 is missing")
         );
-        let both = missing(false, &[hook("eth0", false), hook("eth1", false)]).unwrap();
+        let both = missing(&dead, &[hook("eth0", false), hook("eth1", false)]).unwrap();
         assert!(both.starts_with("its agent is dead") && both.ends_with("eth1 are missing"), "{both}");
         assert!(!both.contains('\n'));
     }

@@ -234,6 +234,10 @@ async fn start(instance: &Instance, mut change: Change, known: Option<&State>, m
     if known.is_none() && !steps.is_empty() {
         return Err(Error::Partial { steps }.into());
     }
+    if loaded && known.is_some() {
+        // The maps may be others.
+        agent::nudge(instance);
+    }
     tell(instance, &change, &done, loaded && known.is_some())?;
     tell_taken(&taken)?;
     for warning in &change.state.warnings {
@@ -276,6 +280,9 @@ fn tell_taken(taken: &TakenOver) -> Result<()> {
 pub(super) async fn settle_agent(instance: &Instance, foreground: bool) -> Result<()> {
     if foreground {
         return agent::run(instance, Herald::ServiceManager).await;
+    }
+    if let Some(pid) = agent::resume(instance) {
+        return print::line(&format!("let the agent (process {pid}) go on, which was stopped"));
     }
     if agent::running(instance).is_some() {
         return Ok(());

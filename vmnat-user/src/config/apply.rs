@@ -39,7 +39,7 @@ pub fn prepare(
     is_running: bool,
     directory: impl FnOnce(&State) -> Result<Directory>,
 ) -> Result<Prepared> {
-    forwards::drop_expired(state, now());
+    forwards::drop_expired(state, now(), forwards::boot_now()?);
     let before = state.clone();
     let mut faults = merge(state, &config.statements, is_running);
     find_unfit_interfaces(facts, config, &mut faults);

@@ -42,6 +42,8 @@ pub const STATION: &str = "STATION";
 pub const SERVICE: &str = "SERVICE";
 /// Port bits.
 pub const PORT_POOL: &str = "PORT_POOL";
+/// Who had each port last.
+pub const PORT_OWNER: &str = "PORT_OWNER";
 /// The settings.
 pub const SETTINGS: &str = "SETTINGS";
 /// Counters.
@@ -75,7 +77,7 @@ impl Kind {
 }
 
 /// All of them.
-pub const ALL: [(&str, Kind); 23] = [
+pub const ALL: [(&str, Kind); 24] = [
     (FLOW, Kind::Hash),
     (MAPPING, Kind::Hash),
     (NETWORK, Kind::LpmTrie),
@@ -97,6 +99,7 @@ pub const ALL: [(&str, Kind); 23] = [
     (STATION, Kind::Hash),
     (SERVICE, Kind::Hash),
     (PORT_POOL, Kind::Array),
+    (PORT_OWNER, Kind::Array),
     (SETTINGS, Kind::Array),
     (OUTCOMES, Kind::PerCpuArray),
 ];

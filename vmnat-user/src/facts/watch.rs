@@ -17,9 +17,9 @@ use tracing::debug;
 
 use crate::netlink::{Message, Messages};
 
-/// Bits of the multicast groups link (1), neigh (3), ipv4-ifaddr (5), ipv4-route (7), ipv4-rule (8) and ipv4-netconf (24),
-/// which count from one.
-const GROUPS: u32 = 1 << 0 | 1 << 2 | 1 << 4 | 1 << 6 | 1 << 7 | 1 << 23;
+/// Bits of the multicast groups link (1), neigh (3), tc (4), ipv4-ifaddr (5), ipv4-route (7), ipv4-rule (8) and
+/// ipv4-netconf (24), which count from one.
+const GROUPS: u32 = 1 << 0 | 1 << 2 | 1 << 3 | 1 << 4 | 1 << 6 | 1 << 7 | 1 << 23;
 
 /// Bit of the multicast group of nftables (`NFNLGRP_NFTABLES`, 7).
 const NFTABLES: u32 = 1 << 6;
@@ -59,8 +59,10 @@ impl Changes {
     pub const RULES: Self = Self(32);
     /// A kernel setting of IPv4 changed: `forwarding` or `rp_filter` of an interface or of all.
     pub const SETTING: Self = Self(64);
+    /// A queueing discipline or a filter of tc came or went.
+    pub const FILTER: Self = Self(128);
     /// Anything may have changed: notifications were lost.
-    pub const ALL: Self = Self(127);
+    pub const ALL: Self = Self(255);
 
     /// True when nothing has.
     #[must_use]
@@ -160,6 +162,7 @@ fn kind_of(message: Message<'_>) -> Changes {
         16 | 17 => Changes::LINK,
         20 | 21 => Changes::ADDRESS,
         24 | 25 | 32 | 33 => Changes::ROUTE,
+        36 | 37 | 44 | 45 => Changes::FILTER,
         80 if family == libc::AF_INET => Changes::SETTING,
         28 | 29 if family == libc::AF_INET => Changes::NEIGHBOUR,
         28 | 29 if family == libc::AF_BRIDGE => Changes::FDB,
@@ -187,6 +190,8 @@ mod tests {
         assert_eq!(kind(28, libc::AF_INET), Changes::NEIGHBOUR);
         assert_eq!(kind(28, libc::AF_BRIDGE), Changes::FDB);
         assert_eq!(kind(80, libc::AF_INET), Changes::SETTING);
+        assert_eq!(kind(37, libc::AF_UNSPEC), Changes::FILTER);
+        assert_eq!(kind(45, libc::AF_UNSPEC), Changes::FILTER);
         assert!(kind(80, libc::AF_INET6).is_empty());
         assert!(kind(28, libc::AF_INET6).is_empty());
         assert!(kind_of(Message { kind: 3, body: &[] }).is_empty());
@@ -206,6 +211,7 @@ mod tests {
             Changes::FDB,
             Changes::RULES,
             Changes::SETTING,
+            Changes::FILTER,
         ];
         assert_eq!(kinds.into_iter().fold(Changes::default(), Changes::with), Changes::ALL);
     }

@@ -40,7 +40,7 @@ pub fn expire(tables: &Tables, now: u32) -> Result<Expired> {
     let mut nominees: Vec<FlowKey> = Vec::with_capacity(BATCH);
     for batch in tables.flows() {
         let batch = batch.context("read the flow table")?;
-        for (key, session) in &batch {
+        for (key, session) in batch.iter().filter(|(key, _)| *key != FlowKey::SENTINEL) {
             expired.census.note(key, session);
             let is_guest = key.side == Side::Guest as u8;
             expired.flows = expired.flows.saturating_add(u64::from(is_guest));

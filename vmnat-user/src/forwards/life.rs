@@ -10,6 +10,7 @@ use anyhow::{Context as _, Result};
 use nix::time::{ClockId, clock_gettime};
 use serde::{Deserialize, Serialize};
 
+use super::PortForward;
 use crate::{leases::Directory, state::State};
 
 /// The end of a port forward on the kernel's clock. It is reckoned once a boot: twice would differ by a second now and
@@ -38,11 +39,35 @@ pub fn now() -> u64 {
     SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs())
 }
 
+/// Second of `CLOCK_BOOTTIME`, which nobody sets.
+///
+/// # Errors
+/// When the kernel does not say.
+pub fn boot_now() -> Result<u64> {
+    let seconds = clock_gettime(ClockId::CLOCK_BOOTTIME).context("read the clock")?.tv_sec();
+    Ok(u64::try_from(seconds).unwrap_or(0))
+}
+
+/// Seconds until a port forward ends, if it does: by the kernel's clock where that was reckoned, so that somebody who sets the
+/// wall clock neither ends nor prolongs it.
+#[must_use]
+pub fn remaining(state: &State, forward: &PortForward, now: u64, boot: u64) -> Option<u64> {
+    let end = forward.wish.expires?;
+    let reckoned = state.expiries.get(&forward.id).filter(|known| known.unix == end);
+    Some(reckoned.map_or_else(|| end.saturating_sub(now), |known| u64::from(known.boot).saturating_sub(boot)))
+}
+
 /// Removes the port forwards whose time has come; a line for each.
-pub fn drop_expired(state: &mut State, now: u64) -> Vec<String> {
+pub fn drop_expired(state: &mut State, now: u64, boot: u64) -> Vec<String> {
     let mut lines = Vec::new();
+    let ended: HashSet<u32> = state
+        .forwards
+        .iter()
+        .filter(|forward| remaining(state, forward, now, boot) == Some(0))
+        .map(|forward| forward.id)
+        .collect();
     state.forwards.retain(|forward| {
-        let has_expired = forward.wish.expires.is_some_and(|end| end <= now);
+        let has_expired = ended.contains(&forward.id);
         if has_expired {
             lines
                 .push(format!("removed port forward {} ({}): it has expired", forward.id, forward.wish.spec));
@@ -57,8 +82,7 @@ pub fn drop_expired(state: &mut State, now: u64) -> Vec<String> {
 /// # Errors
 /// When the kernel's clock cannot be read, or `directory` fails.
 pub fn refresh(state: &mut State, directory: impl FnOnce(&State) -> Result<Directory>) -> Result<()> {
-    let boot = clock_gettime(ClockId::CLOCK_BOOTTIME).context("read the clock")?.tv_sec();
-    reckon(state, now(), u64::try_from(boot).unwrap_or(0));
+    reckon(state, now(), boot_now()?);
     let follows = state.forwards.iter().any(|forward| forward.wish.spec.target.address().is_none());
     if follows {
         let directory = directory(state)?;
@@ -116,10 +140,19 @@ mod tests {
         let mut state =
             state(&[(1, "1:10.0.0.2:1", None), (2, "2:10.0.0.2:2", Some(100)), (3, "3:web:3", Some(101))]);
         assert_eq!(
-            drop_expired(&mut state, 100),
+            drop_expired(&mut state, 100, 7),
             ["removed port forward 2 (2:10.0.0.2:2/tcp): it has expired"]
         );
         assert_eq!(state.forwards.iter().map(|forward| forward.id).collect::<Vec<_>>(), [1, 3]);
+    }
+
+    #[test]
+    fn a_wall_clock_that_jumps_ends_nothing_early_and_prolongs_nothing() {
+        let mut state = state(&[(1, "1:10.0.0.2:1", Some(1100))]);
+        reckon(&mut state, 1000, 50);
+        assert!(drop_expired(&mut state, 90_000, 149).is_empty());
+        assert_eq!(remaining(&state, &state.forwards[0], 0, 149), Some(1));
+        assert_eq!(drop_expired(&mut state, 0, 150).len(), 1);
     }
 
     #[test]

@@ -44,6 +44,9 @@ pub(super) fn settle(instance: &Instance, tables: &Tables, state: &State) -> Res
     if wanted != current {
         tables.set_settings(&wanted)?;
     }
+    if !tables.is_watched()? {
+        tables.set_sentinel().context("write the flow table's sentinel")?;
+    }
     Ok(())
 }
 

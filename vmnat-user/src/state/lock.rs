@@ -16,6 +16,7 @@ use super::{
     kept::{self, Kept, StagedWish},
 };
 use crate::{
+    agent,
     error::Error,
     forwards::store::{self, Staged, UNFINISHED},
     link,
@@ -44,7 +45,16 @@ impl Lock {
                 return Ok(lock);
             }
             if since.elapsed() > PATIENCE {
-                return Err(Error::Locked { instance: instance.to_string(), path: instance.lock() }.into());
+                let holder = match agent::running(instance).filter(|pid| agent::is_stopped(*pid)) {
+                    // Whoever waits for it waits in vain.
+                    Some(pid) => format!(
+                        "the agent, which is stopped (`kill -CONT {pid}` lets it go on), or another vmnat command"
+                    ),
+                    None => "another vmnat command".to_owned(),
+                };
+                return Err(
+                    Error::Locked { instance: instance.to_string(), path: instance.lock(), holder }.into()
+                );
             }
             std::thread::sleep(Duration::from_millis(50));
         }
@@ -98,17 +108,17 @@ impl Lock {
         kept::stage(&self.instance, &Kept::of(state, link::kernel_mode()))
     }
 
-    /// Writes the state, and what outlives it where that has changed: port forwards, and the wish.
+    /// Writes the state, and what outlives it where that has changed: port forwards, and the wish. Each lies beside its file before the
+    /// first takes its name, so that a full disk changes none of them.
     ///
     /// # Errors
     /// What the file system answers.
     pub fn save(&self, state: &State) -> Result<()> {
-        let (store, running) = state.divide();
-        if let Some(staged) = store::stage(&self.instance, &store)? {
-            staged.commit()?;
-        }
-        kept::save(&self.instance, &Kept::of(state, link::kernel_mode()))?;
-        self.save_running(&running)
+        let (store, wish) = (self.stage(state)?, self.stage_wish(state)?);
+        let running = self.stage_running(state)?;
+        store.map_or(Ok(()), Staged::commit)?;
+        wish.map_or(Ok(()), StagedWish::commit)?;
+        running.commit()
     }
 
     /// Writes the state alone: to a temporary file, synced, renamed.

@@ -31,10 +31,10 @@ on_both_hooks!(
 const MOST_STEPS: usize = 200;
 
 /// A tmpfs without room; there is some again when the value goes.
-struct Full(&'static str);
+pub(crate) struct Full(&'static str);
 
 impl Full {
-    fn of(folder: &'static str) -> Result<Self> {
+    pub(crate) fn of(folder: &'static str) -> Result<Self> {
         // A page more than is in use, which a file takes then: the machine's memory is not for filling.
         let used = statvfs(folder).map(|disk| disk.blocks().saturating_sub(disk.blocks_free()))?;
         resize(folder, &format!("size={}k", used.saturating_add(1).saturating_mul(4)))?;
@@ -70,7 +70,7 @@ fn temporary_files() -> Result<Vec<PathBuf>> {
     Ok(all)
 }
 
-fn no_temporary_file() -> Result<()> {
+pub(crate) fn no_temporary_file() -> Result<()> {
     let left = temporary_files()?;
     ensure!(left.is_empty(), "there still are {left:?}");
     Ok(())

@@ -82,7 +82,7 @@ pub(super) async fn run(instance: &Instance, args: Args) -> Result<()> {
         requests.extend(file::read(path, &options)?);
     }
     let mut change = Change::begin(instance).await?;
-    forwards::drop_expired(&mut change.state, now());
+    forwards::drop_expired(&mut change.state, now(), forwards::boot_now()?);
     let before = change.state.forwards.clone();
     let rows = grant(&mut change, requests, dry_run)?;
     let has_changed = change.state.forwards != before;
