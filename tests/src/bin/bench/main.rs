@@ -12,16 +12,24 @@
 )]
 
 mod bpf;
+mod connect;
 mod count;
 mod cpu;
 mod dnat;
+mod flows;
 mod forwarding;
 mod goal;
+mod hook;
+mod inhabited;
+mod latency;
+mod load;
 mod packet;
+mod plot;
 mod program;
 mod ranges;
 mod report;
 mod rig;
+mod rulesets;
 mod statistics;
 mod stream;
 
@@ -32,7 +40,9 @@ use clap::{Parser, ValueEnum};
 use nix::sys::signal::{SigSet, Signal};
 use vmnat_tests::lab::{self, vmnat};
 
+use forwarding::Forwarding;
 use goal::Goal;
+use hook::ModeHook;
 use packet::Extent;
 
 /// Measures vmnat beside the kernel's own ways to forward
@@ -60,12 +70,25 @@ struct Args {
     /// Also measure the `vmnat` of another build in `packet`, beside this one
     #[arg(long, value_name = "PROGRAM")]
     against: Option<PathBuf>,
+    /// The most live flows of `flows`
+    #[arg(long, default_value_t = 1_000_000)]
+    flows: u32,
     /// Rounds of `stream`
     #[arg(long, default_value_t = 11)]
     stream_rounds: usize,
     /// Seconds of each run of `stream`
     #[arg(long, default_value_t = 2)]
     seconds: u32,
+    /// Ping-pongs of each row in each round of `latency`
+    #[arg(long, default_value_t = 10_000)]
+    pings: u32,
+    /// Another NAT to be compared in every bench but `program`, `guest`, `ranges` and `dnat`; repeatable
+    ///
+    /// The script is called with `up`, and at the end with `down`, in the network namespace of a host of the bench's own. It finds
+    /// there the bridge, the guest's port, the uplink, the guests' gateway and network, the external address and the
+    /// router in VMNAT_BENCH_BRIDGE, _PORT, _UPLINK, _GATEWAY, _NETWORK, _EXTERNAL and _ROUTER.
+    #[arg(long = "mode-hook", value_name = "NAME=SCRIPT", value_parser = hook)]
+    mode_hooks: Vec<&'static ModeHook>,
     /// Rounds of `dnat`
     #[arg(long, default_value_t = 9)]
     dnat_rounds: usize,
@@ -86,14 +109,24 @@ impl Args {
     }
 }
 
+fn hook(text: &str) -> Result<&'static ModeHook, String> {
+    ModeHook::parse(text).map_err(|error| format!("{error:#}"))
+}
+
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 enum Bench {
     /// Nanoseconds of a packet
     Packet,
+    /// What many flows cost
+    Flows,
     /// What a forward of many ports costs beside one of a single port
     Ranges,
-    /// One TCP stream of iperf3
+    /// Bulk traffic of iperf3
     Stream,
+    /// TCP conversations a second
+    Connect,
+    /// Ping-pong of small messages
+    Latency,
     /// Thousands of port forwards in one call
     Dnat,
 }
@@ -117,12 +150,23 @@ fn run(args: &Args) -> Result<bool> {
     vmnat::program()?;
     end_on_interrupt()?;
     let benches = if args.benches.is_empty() { Bench::value_variants() } else { &args.benches };
+    let hooked = args.mode_hooks.iter().map(|hook| Forwarding::Hooked(hook));
+    let conversing: Vec<Forwarding> =
+        [Forwarding::Route, Forwarding::Masquerade, Forwarding::Port].into_iter().chain(hooked).collect();
     let mut goals: Vec<Goal> = Vec::new();
     for bench in benches {
         let section = match bench {
             Bench::Packet => packet::run(args.extent())?,
+            Bench::Flows => flows::run(flows::Extent {
+                rounds: args.rounds,
+                packets: args.packets,
+                most: args.flows,
+                creations: args.flows,
+            })?,
             Bench::Ranges => ranges::run(args.rounds, args.packets)?,
-            Bench::Stream => stream::run(args.stream_rounds, args.seconds)?,
+            Bench::Stream => stream::run(&conversing, args.stream_rounds, args.seconds)?,
+            Bench::Connect => connect::run(&conversing, args.stream_rounds, args.seconds)?,
+            Bench::Latency => latency::run(&conversing, args.stream_rounds, args.pings)?,
             Bench::Dnat => dnat::run(args.dnat_rounds)?,
         };
         println!("\n{}", section.text);

@@ -234,7 +234,14 @@ fn describe(all: &[Vec<Measured<'_>>], extent: Extent<'_>) -> Section {
     let data = json!({
         "schema": 1, "machine": report::machine(), "rounds": rounds, "packets": packets, "rows": rows_json,
     });
-    Section { name: "packet", title: "Nanoseconds of a packet", text: paragraphs.join("\n\n"), data, goals }
+    Section {
+        name: "packet",
+        title: "Nanoseconds of a packet",
+        text: paragraphs.join("\n\n"),
+        data,
+        goals,
+        plots: Vec::new(),
+    }
 }
 
 fn goals_of(measured: &[Measured<'_>], direction: Direction) -> Vec<Goal> {

@@ -1,5 +1,7 @@
 //! The programs of the bench, a handful of instructions each.
 
+pub mod spread;
+
 use std::os::fd::{AsRawFd as _, BorrowedFd};
 
 /// An instruction as it lies in memory of a little-endian machine (`struct bpf_insn` of `linux/bpf.h`).
@@ -31,6 +33,8 @@ const ADD_IMMEDIATE: u8 = 0x07;
 const OR_IMMEDIATE: u8 = 0x47;
 const AND_IMMEDIATE: u8 = 0x57;
 const SHIFT_RIGHT_IMMEDIATE: u8 = 0x77;
+const MULTIPLY_IMMEDIATE: u8 = 0x27;
+const TO_BIG_ENDIAN: u8 = 0xdc;
 const XOR_IMMEDIATE: u8 = 0xa7;
 const JUMP_IF_GREATER: u8 = 0x2d;
 const CALL: u8 = 0x85;
