@@ -3,12 +3,14 @@
 use std::{
     io::{Read as _, Write as _},
     net::{TcpListener, TcpStream},
-    sync::atomic::{AtomicBool, Ordering},
+    os::fd::AsRawFd as _,
+    panic::resume_unwind,
     thread,
     time::{Duration, Instant},
 };
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, ensure};
+use nix::sys::socket::{Shutdown, shutdown};
 use serde_json::json;
 use vmnat_tests::lab::SERVER;
 
@@ -23,17 +25,13 @@ use crate::{
     statistics::Series,
 };
 
-/// Callers at once, each with a server of its own.
-const CALLERS: u16 = 2;
-
-const FIRST_PORT: u16 = 8_000;
+const PORT: u16 = 8_000;
 const REQUEST: [u8; 64] = [0x5a; 64];
 const ANSWER: [u8; 256] = [0xa5; 256];
 
 /// Measures, and describes what came of it.
 pub fn run(forwardings: &[Forwarding], rounds: usize, seconds: u32) -> Result<Section> {
     let inhabited = Inhabited::new(forwardings, Segments::Whole)?;
-    cpu::prefer_children()?;
     let mut rates = vec![Series::default(); inhabited.rigs.len()];
     for round in 0..rounds {
         println!("connect: round {} of {rounds}", round + 1);
@@ -55,54 +53,37 @@ fn forget(rig: &Rig) -> Result<()> {
     if rig.forwarding.is_tracked() { rig.host.run(flows::flush_conntrack) } else { Ok(()) }
 }
 
-/// Conversations a second. Each one's answer is read to its end.
+/// Conversations a second. Each one's answer is read to its end. Caller and server share one CPU, which is theirs alone.
 fn rate(rig: &Rig, span: Duration) -> Result<f64> {
-    let stop = AtomicBool::new(false);
-    let listeners: Vec<TcpListener> = (0..CALLERS)
-        .map(|caller| rig.peer.run(|| TcpListener::bind((SERVER, FIRST_PORT + caller))))
-        .collect::<Result<_, _>>()?;
-    let begun = Instant::now();
-    let done = thread::scope(|scope| {
-        for listener in &listeners {
-            scope.spawn(|| serve(listener, &stop));
-        }
-        let callers: Vec<_> = (0..CALLERS)
-            .map(|caller| scope.spawn(move || rig.guest.run(|| call(FIRST_PORT + caller, begun + span))))
-            .collect();
-        let done: Result<u64> = callers
-            .into_iter()
-            .map(|caller| caller.join().unwrap_or_else(|why| std::panic::resume_unwind(why)))
-            .sum();
-        stop.store(true, Ordering::Relaxed);
-        // Each server waits for one more caller.
-        for caller in 0..CALLERS {
-            rig.peer.run(|| TcpStream::connect((SERVER, FIRST_PORT + caller))).ok();
-        }
-        done
-    })?;
-    Ok(done as f64 / begun.elapsed().as_secs_f64())
+    let listener = rig.peer.run(|| TcpListener::bind((SERVER, PORT)))?;
+    thread::scope(|scope| {
+        let serving = scope.spawn(|| cpu::hold().map(|()| serve(&listener)));
+        let calling = scope.spawn(|| rig.guest.run(|| cpu::hold().and_then(|()| call(span))));
+        let rate = calling.join().unwrap_or_else(|why| resume_unwind(why));
+        shutdown(listener.as_raw_fd(), Shutdown::Both).ok();
+        serving.join().unwrap_or_else(|why| resume_unwind(why))?;
+        rate
+    })
 }
 
-fn call(port: u16, end: Instant) -> Result<u64> {
-    let (mut done, mut buffer) = (0, Vec::with_capacity(ANSWER.len()));
-    while Instant::now() < end {
-        let mut stream = TcpStream::connect((SERVER, port)).context("connecting")?;
+fn call(span: Duration) -> Result<f64> {
+    let (mut done, mut buffer) = (0_u32, Vec::with_capacity(ANSWER.len()));
+    let begun = Instant::now();
+    while begun.elapsed() < span {
+        let mut stream = TcpStream::connect((SERVER, PORT)).context("connecting")?;
         stream.write_all(&REQUEST)?;
         buffer.clear();
         stream.read_to_end(&mut buffer).context("reading the answer")?;
-        anyhow::ensure!(buffer == ANSWER, "an answer of {} bytes", buffer.len());
+        ensure!(buffer == ANSWER, "an answer of {} bytes", buffer.len());
         done += 1;
     }
-    Ok(done)
+    Ok(f64::from(done) / begun.elapsed().as_secs_f64())
 }
 
-/// Answers callers one after the other, and closes first: the server keeps what TCP remembers of a closed conversation.
-fn serve(listener: &TcpListener, stop: &AtomicBool) {
+/// Answers callers one after the other until the listener is shut down, and closes first: the server keeps what TCP remembers of a closed conversation.
+fn serve(listener: &TcpListener) {
     let mut request = [0; REQUEST.len()];
     while let Ok((mut stream, _)) = listener.accept() {
-        if stop.load(Ordering::Relaxed) {
-            return;
-        }
         // A caller that fails says so itself.
         if stream.read_exact(&mut request).is_ok() {
             stream.write_all(&ANSWER).ok();
@@ -139,10 +120,10 @@ fn describe(inhabited: &Inhabited, rates: &[Series], rounds: usize, seconds: u32
         &bars,
     )];
     let how = format!(
-        "How: {CALLERS} callers in the guest, each with a server behind the uplink, threads of one process: connect, {} bytes of\n\
-         request, {} bytes of answer, closed by the server, and the next. {seconds} s for each row in each of {rounds} rounds, by turns;\n\
-         flows are removed between runs, quotas of a guest are off. Cells are medians with quartiles, ratios are of each round's runs.\n\
-         Both stacks share the processors with what is measured and cost far more than it does.",
+        "How: a caller in the guest and a server behind the uplink: connect, {} bytes of request, {} bytes of answer, closed by the\n\
+         server, and the next. Both are threads on one CPU under SCHED_FIFO, and both of their stacks are in the figures. {seconds} s for each\n\
+         row in each of {rounds} rounds, by turns; flows are removed between runs, quotas of a guest are off. Cells are medians with\n\
+         quartiles, ratios are of each round's runs.",
         REQUEST.len(),
         ANSWER.len(),
     );
