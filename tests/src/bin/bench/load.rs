@@ -40,12 +40,14 @@ impl Load {
     fn command(self, server: &str) -> Vec<String> {
         let Self { is_udp, streams, way, seconds } = self;
         let mut words =
-            format!("iperf3 -J -c {server} -p {PORT} -t {seconds} -P {streams} --connect-timeout 4000");
+            format!("iperf3 -J -c {server} -p {PORT} -t {seconds} -P {streams}");
         if way == Way::Down {
             words.push_str(" -R");
         }
         if is_udp {
             words.push_str(&format!(" -u -b 0 -l {DATAGRAM}"));
+        } else {
+            words.push_str(" --connect-timeout 4000");
         }
         words.split(' ').map(str::to_owned).collect()
     }
@@ -67,15 +69,7 @@ pub fn run(guest: &Namespace, world: &Namespace, server: &str, load: Load) -> Re
         thread::sleep(Duration::from_millis(10));
     }
     let received = end.get("sum_received").and_then(|sum| sum.get("bits_per_second")).and_then(Value::as_f64);
-    let rate = received.context("iperf3's report has no sum")?;
-    if load.is_udp {
-        // iperf3 says what was sent also as received; what was lost is told apart.
-        let lost =
-            end.get("sum").and_then(|sum| sum.get("lost_percent")).and_then(Value::as_f64).unwrap_or(0.0);
-        let sent = end.get("sum_sent").and_then(|sum| sum.get("bits_per_second")).and_then(Value::as_f64);
-        return Ok(sent.unwrap_or(rate).max(rate) * (1.0 - lost / 100.0));
-    }
-    Ok(rate)
+    received.context("iperf3's report has no sum")
 }
 
 /// A stream in the background.

@@ -98,13 +98,14 @@ struct Args {
 }
 
 impl Args {
-    fn extent(&self) -> Extent<'_> {
+    fn extent<'a>(&'a self, hooked: &'a [Forwarding]) -> Extent<'a> {
         Extent {
             rounds: self.rounds,
             packets: self.packets,
             sizes: &self.sizes,
             parts: self.parts,
             against: self.against.as_deref(),
+            hooked,
         }
     }
 }
@@ -150,13 +151,13 @@ fn run(args: &Args) -> Result<bool> {
     vmnat::program()?;
     end_on_interrupt()?;
     let benches = if args.benches.is_empty() { Bench::value_variants() } else { &args.benches };
-    let hooked = args.mode_hooks.iter().map(|hook| Forwarding::Hooked(hook));
+    let hooked: Vec<_> = args.mode_hooks.iter().map(|hook| Forwarding::Hooked(hook)).collect();
     let conversing: Vec<Forwarding> =
-        [Forwarding::Route, Forwarding::Masquerade, Forwarding::Port].into_iter().chain(hooked).collect();
+        [Forwarding::Route, Forwarding::Masquerade, Forwarding::Port].into_iter().chain(hooked.iter().copied()).collect();
     let mut goals: Vec<Goal> = Vec::new();
     for bench in benches {
         let section = match bench {
-            Bench::Packet => packet::run(args.extent())?,
+            Bench::Packet => packet::run(args.extent(&hooked))?,
             Bench::Flows => flows::run(flows::Extent {
                 rounds: args.rounds,
                 packets: args.packets,
