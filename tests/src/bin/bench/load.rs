@@ -39,8 +39,7 @@ impl Default for Load {
 impl Load {
     fn command(self, server: &str) -> Vec<String> {
         let Self { is_udp, streams, way, seconds } = self;
-        let mut words =
-            format!("iperf3 -J -c {server} -p {PORT} -t {seconds} -P {streams}");
+        let mut words = format!("iperf3 -J -c {server} -p {PORT} -t {seconds} -P {streams}");
         if way == Way::Down {
             words.push_str(" -R");
         }
@@ -55,7 +54,7 @@ impl Load {
 
 /// Runs to the end; bits a second that arrived.
 pub fn run(guest: &Namespace, world: &Namespace, server: &str, load: Load) -> Result<f64> {
-    let mut serving = serve(world)?;
+    let mut serving = serve(world, server)?;
     let command = load.command(server);
     let command: Vec<&str> = command.iter().map(String::as_str).collect();
     let finished = guest.output(&command, "")?;
@@ -83,7 +82,7 @@ pub struct Bulk {
 
 /// Starts a stream, and returns once it flows. It ends with the value.
 pub fn start(guest: &Namespace, world: &Namespace, server: &str, load: Load) -> Result<Bulk> {
-    let serving = serve(world)?;
+    let serving = serve(world, server)?;
     let command = load.command(server);
     let command: Vec<&str> = command.iter().map(String::as_str).collect();
     let before = sent(guest)?;
@@ -112,8 +111,9 @@ fn sent(guest: &Namespace) -> Result<u64> {
     row.split_whitespace().nth(8).context("no count")?.parse().context("bytes sent")
 }
 
-fn serve(world: &Namespace) -> Result<Process> {
-    let serving = world.start(&["iperf3", "-s", "-1", "-p", &PORT.to_string()])?;
+/// Its answers by UDP must come from where they were asked.
+fn serve(world: &Namespace, server: &str) -> Result<Process> {
+    let serving = world.start(&["iperf3", "-s", "-1", "-B", server, "-p", &PORT.to_string()])?;
     wait_for_listener(world, PORT)?;
     Ok(serving)
 }

@@ -26,6 +26,7 @@ mod load;
 mod packet;
 mod plot;
 mod program;
+mod programs;
 mod ranges;
 mod report;
 mod rig;
@@ -67,9 +68,15 @@ struct Args {
     /// Also measure parts of vmnat's way in `packet`
     #[arg(long)]
     parts: bool,
-    /// Also measure the `vmnat` of another build in `packet`, beside this one
+    /// Also measure the `vmnat` of another build in `packet` and `program`, beside this one
     #[arg(long, value_name = "PROGRAM")]
     against: Option<PathBuf>,
+    /// What to call that build
+    #[arg(long, value_name = "NAME", default_value = "another one")]
+    against_name: String,
+    /// A trial: few rounds of little, and goals do not matter
+    #[arg(long)]
+    quick: bool,
     /// The most live flows of `flows`
     #[arg(long, default_value_t = 1_000_000)]
     flows: u32,
@@ -98,6 +105,22 @@ struct Args {
 }
 
 impl Args {
+    /// Little of everything: enough to see that all works, too little for figures.
+    fn quickened(self) -> Self {
+        Self {
+            rounds: 3,
+            packets: 50_000,
+            sizes: vec![64],
+            flows: 100_000,
+            stream_rounds: 2,
+            seconds: 1,
+            pings: 2_000,
+            dnat_rounds: 2,
+            no_goals: true,
+            ..self
+        }
+    }
+
     fn extent<'a>(&'a self, hooked: &'a [Forwarding]) -> Extent<'a> {
         Extent {
             rounds: self.rounds,
@@ -122,6 +145,8 @@ enum Bench {
     Flows,
     /// What a forward of many ports costs beside one of a single port
     Ranges,
+    /// The programs alone, and how many instructions they have
+    Program,
     /// Bulk traffic of iperf3
     Stream,
     /// TCP conversations a second
@@ -133,7 +158,8 @@ enum Bench {
 }
 
 fn main() -> ExitCode {
-    match run(&Args::parse()) {
+    let args = Args::parse();
+    match run(&if args.quick { args.quickened() } else { args }) {
         Ok(true) => ExitCode::SUCCESS,
         Ok(false) => {
             eprintln!("\nbench: a goal is missed");
@@ -152,8 +178,10 @@ fn run(args: &Args) -> Result<bool> {
     end_on_interrupt()?;
     let benches = if args.benches.is_empty() { Bench::value_variants() } else { &args.benches };
     let hooked: Vec<_> = args.mode_hooks.iter().map(|hook| Forwarding::Hooked(hook)).collect();
-    let conversing: Vec<Forwarding> =
-        [Forwarding::Route, Forwarding::Masquerade, Forwarding::Port].into_iter().chain(hooked.iter().copied()).collect();
+    let conversing: Vec<Forwarding> = [Forwarding::Route, Forwarding::Masquerade, Forwarding::Port]
+        .into_iter()
+        .chain(hooked.iter().copied())
+        .collect();
     let mut goals: Vec<Goal> = Vec::new();
     for bench in benches {
         let section = match bench {
@@ -164,6 +192,9 @@ fn run(args: &Args) -> Result<bool> {
                 most: args.flows,
                 creations: args.flows,
             })?,
+            Bench::Program => {
+                programs::run(args.rounds, args.against.as_deref().zip(Some(&*args.against_name)))?
+            }
             Bench::Ranges => ranges::run(args.rounds, args.packets)?,
             Bench::Stream => stream::run(&conversing, args.stream_rounds, args.seconds)?,
             Bench::Connect => connect::run(&conversing, args.stream_rounds, args.seconds)?,

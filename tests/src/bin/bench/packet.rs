@@ -249,7 +249,9 @@ fn plot_of(measured: &[Measured<'_>], direction: Direction, size: usize) -> plot
     let bars: Vec<_> = measured
         .iter()
         .filter(|one| one.rig.forwarding != Forwarding::Floor)
-        .map(|one| plot::Bar::of(one.rig.name(), &net(measured, &one.nanoseconds), one.rig.forwarding.is_vmnat()))
+        .map(|one| {
+            plot::Bar::of(one.rig.name(), &net(measured, &one.nanoseconds), one.rig.forwarding.is_vmnat())
+        })
         .collect();
     let name = direction.name();
     plot::bars(

@@ -42,7 +42,9 @@ const EXIT: u8 = 0x95;
 
 const XDP_PASS: u32 = 2;
 const TC_ACT_SHOT: u32 = 2;
+const BPF_PSEUDO_MAP_FD: u8 = 1;
 const BPF_PSEUDO_MAP_VALUE: u8 = 2;
+const BPF_FUNC_TAIL_CALL: u32 = 12;
 const BPF_FUNC_GET_PRANDOM_U32: u32 = 7;
 const BPF_FUNC_REDIRECT: u32 = 23;
 const BPF_FUNC_REDIRECT_NEIGH: u32 = 152;
@@ -138,6 +140,30 @@ fn guarded(body: Vec<Instruction>) -> Vec<Instruction> {
     ];
     program.extend(body);
     program.extend(answer(XDP_PASS));
+    program
+}
+
+/// Classifier: writes the frame's header and goes on to the one program of an array of programs.
+pub fn rewriter(frame: &[u8], programs: BorrowedFd<'_>) -> Vec<Instruction> {
+    let body = header(frame);
+    let mut program = vec![
+        instruction(MOVE, 6, 1, 0, 0),
+        // r2 and r3: begin and end of the packet, of `struct __sk_buff`.
+        instruction(LOAD_WORD, 2, 1, 76, 0),
+        instruction(LOAD_WORD, 3, 1, 80, 0),
+        instruction(MOVE, 4, 2, 0, 0),
+        instruction(ADD_IMMEDIATE, 4, 0, 0, HEADER as u32),
+        instruction(JUMP_IF_GREATER, 4, 3, body.len() as u16, 0),
+    ];
+    program.extend(body);
+    program.extend([
+        instruction(MOVE, 1, 6, 0, 0),
+        instruction(LOAD_IMMEDIATE, 2, BPF_PSEUDO_MAP_FD, 0, programs.as_raw_fd().cast_unsigned()),
+        instruction(0, 0, 0, 0, 0),
+        instruction(MOVE_IMMEDIATE, 3, 0, 0, 0),
+        instruction(CALL, 0, 0, 0, BPF_FUNC_TAIL_CALL),
+    ]);
+    program.extend(answer(TC_ACT_SHOT));
     program
 }
 

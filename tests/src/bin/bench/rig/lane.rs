@@ -12,7 +12,7 @@ use std::{
 
 use anyhow::{Context as _, Result, bail, ensure};
 use vmnat_tests::lab::{
-    SERVER,
+    EXTERNAL, SERVER,
     frame::{Ends, Ipv4, Packet, Tap},
     guest_address, octets,
 };
@@ -31,6 +31,9 @@ use crate::{
 
 /// The remote's port.
 pub const REMOTE_PORT: u16 = 7_000;
+
+/// A port of the host's own.
+const HOSTS_PORT: u16 = 50_000;
 
 /// Bytes before the payload: Ethernet, IPv4, UDP.
 const HEADERS: usize = 42;
@@ -105,7 +108,27 @@ impl Rig {
         }
     }
 
-    pub(super) fn frame(&self, direction: Direction, size: usize) -> Result<Vec<u8>> {
+    /// A frame of the host's own: between another port of the external address and the remote.
+    pub fn hosts_frame(&self, direction: Direction, size: usize) -> Result<Vec<u8>> {
+        let (external, remote) = (octets(EXTERNAL)?, octets(SERVER)?);
+        let payload = vec![0x5a; size.saturating_sub(HEADERS)];
+        let packet = match direction {
+            Direction::Outbound => {
+                let ends =
+                    Ends { from_mac: UPLINK_MAC, to_mac: PEER_MAC, source: external, destination: remote };
+                Packet::udp(ends, HOSTS_PORT, REMOTE_PORT, &payload)
+            }
+            Direction::Inbound => {
+                let ends =
+                    Ends { from_mac: PEER_MAC, to_mac: UPLINK_MAC, source: remote, destination: external };
+                Packet::udp(ends, REMOTE_PORT, HOSTS_PORT, &payload)
+            }
+        };
+        Ok(packet.bytes())
+    }
+
+    /// A frame of the flow that the rig has conversed with.
+    pub fn frame(&self, direction: Direction, size: usize) -> Result<Vec<u8>> {
         let (inside, remote) = (octets(&guest_address(1))?, octets(SERVER)?);
         let (external, external_port) = self.external;
         let bridged = self.forwarding == Forwarding::Bridge;
