@@ -12,7 +12,7 @@ use std::{
 use anyhow::{Context as _, Result, ensure};
 use nix::sys::socket::{Shutdown, shutdown};
 use serde_json::json;
-use vmnat_tests::lab::SERVER;
+use vmnat_tests::lab::{SERVER, namespace::Namespace};
 
 use crate::{
     cpu, flows,
@@ -55,18 +55,27 @@ fn forget(rig: &Rig) -> Result<()> {
 
 /// Conversations a second. Each one's answer is read to its end. Caller and server share one CPU, which is theirs alone.
 fn rate(rig: &Rig, span: Duration) -> Result<f64> {
-    let listener = rig.peer.run(|| TcpListener::bind((SERVER, PORT)))?;
+    beside_server(&rig.peer, cpu::hold, || rig.guest.run(|| cpu::hold().and_then(|()| call(span))))
+}
+
+/// Runs `work` while a server in the world's namespace answers, on a thread that `prepare` has prepared.
+pub fn beside_server<T: Send>(
+    world: &Namespace,
+    prepare: fn() -> Result<()>,
+    work: impl FnOnce() -> Result<T> + Send,
+) -> Result<T> {
+    let listener = world.run(|| TcpListener::bind((SERVER, PORT)))?;
     thread::scope(|scope| {
-        let serving = scope.spawn(|| cpu::hold().map(|()| serve(&listener)));
-        let calling = scope.spawn(|| rig.guest.run(|| cpu::hold().and_then(|()| call(span))));
-        let rate = calling.join().unwrap_or_else(|why| resume_unwind(why));
+        let serving = scope.spawn(|| prepare().map(|()| serve(&listener)));
+        let worked = scope.spawn(work).join().unwrap_or_else(|why| resume_unwind(why));
         shutdown(listener.as_raw_fd(), Shutdown::Both).ok();
         serving.join().unwrap_or_else(|why| resume_unwind(why))?;
-        rate
+        worked
     })
 }
 
-fn call(span: Duration) -> Result<f64> {
+/// Converses from where it is called; conversations a second.
+pub fn call(span: Duration) -> Result<f64> {
     let (mut done, mut buffer) = (0_u32, Vec::with_capacity(ANSWER.len()));
     let begun = Instant::now();
     while begun.elapsed() < span {

@@ -15,7 +15,7 @@ pub struct Inhabited {
 }
 
 /// What one guest may take; a benchmark's one guest takes more.
-const WITHOUT_QUOTAS: [&str; 6] = ["--guest-flows", "0", "--guest-rate", "0", "--guest-half-open", "0"];
+pub const WITHOUT_QUOTAS: [&str; 6] = ["--guest-flows", "0", "--guest-rate", "0", "--guest-half-open", "0"];
 
 impl Inhabited {
     /// Builds a rig for each way to forward, and starts what forwards.

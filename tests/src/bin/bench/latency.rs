@@ -3,13 +3,14 @@
 use std::{
     io::{Read as _, Write as _},
     net::{TcpListener, TcpStream, UdpSocket},
+    panic::resume_unwind,
     thread,
     time::{Duration, Instant},
 };
 
 use anyhow::{Context as _, Result, ensure};
 use serde_json::{Value, json};
-use vmnat_tests::lab::SERVER;
+use vmnat_tests::lab::{SERVER, namespace::Namespace};
 
 use crate::{
     cpu,
@@ -31,7 +32,7 @@ const PATIENCE: Duration = Duration::from_secs(2);
 const WARM_UP: u32 = 200;
 
 /// What is measured of a run: shares of its pings, and what tables call them.
-const SHARES: [(f64, &str); 3] = [(0.5, "p50"), (0.99, "p99"), (0.999, "p99.9")];
+pub const SHARES: [(f64, &str); 3] = [(0.5, "p50"), (0.99, "p99"), (0.999, "p99.9")];
 
 /// A kind of ping-pong.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -85,90 +86,105 @@ pub fn run(forwardings: &[Forwarding], rounds: usize, pings: u32) -> Result<Sect
 
 /// Microseconds of each ping.
 fn times(rig: &Rig, kind: Kind, pings: u32) -> Result<Vec<f64>> {
-    let exchange = || if kind.is_tcp { tcp(rig, pings) } else { udp(rig, pings) };
     if !kind.is_loaded {
-        return exchange();
+        return exchange(rig, kind.is_tcp, pings);
     }
+    let stream = Load { streams: 1, seconds: 60, ..Load::default() };
+    let bulk = load::start(&rig.guest, &rig.peer, SERVER, stream)?;
+    let times = exchange(rig, kind.is_tcp, pings)?;
+    ensure!(bulk.is_flowing()?, "the bulk stream has ended before the pings");
+    Ok(times)
+}
+
+/// Runs both ends on one CPU, before ordinary processes.
+fn exchange(rig: &Rig, is_tcp: bool, pings: u32) -> Result<Vec<f64>> {
+    let answerer = Answerer::open(&rig.peer, is_tcp)?;
     thread::scope(|scope| {
-        let stream = Load { streams: 1, seconds: 60, ..Load::default() };
-        let bulk = load::start(&rig.guest, &rig.peer, SERVER, stream)?;
-        let times = scope.spawn(exchange).join().unwrap_or_else(|why| std::panic::resume_unwind(why))?;
-        ensure!(bulk.is_flowing()?, "the bulk stream has ended before the pings");
+        let answering = scope.spawn(move || cpu::hold().and_then(|()| answerer.answer(pings)));
+        let asking = scope.spawn(|| rig.guest.run(|| cpu::hold().and_then(|()| ask(is_tcp, pings))));
+        let times = asking.join().unwrap_or_else(|why| resume_unwind(why))?;
+        answering.join().unwrap_or_else(|why| resume_unwind(why))?;
         Ok(times)
     })
 }
 
-fn udp(rig: &Rig, pings: u32) -> Result<Vec<f64>> {
-    let server = rig.peer.run(|| UdpSocket::bind((SERVER, PORT)))?;
-    let client = rig.guest.run(|| UdpSocket::bind(("0.0.0.0", 0)))?;
-    client.connect((SERVER, PORT))?;
-    for socket in [&server, &client] {
-        socket.set_read_timeout(Some(PATIENCE))?;
-    }
-    let answer = || -> Result<()> {
-        let mut buffer = [0; MESSAGE.len()];
-        for _ in 0..pings + WARM_UP {
-            let (length, caller) = server.recv_from(&mut buffer).context("a ping is lost")?;
-            server.send_to(buffer.get(..length).unwrap_or_default(), caller)?;
-        }
-        Ok(())
-    };
-    side_by_side(pings, answer, || {
-        let mut buffer = [0; MESSAGE.len()];
-        client.send(&MESSAGE)?;
-        ensure!(client.recv(&mut buffer).context("a pong is lost")? == MESSAGE.len(), "another answer");
-        Ok(())
-    })
+/// The world's end.
+#[derive(Debug)]
+pub enum Answerer {
+    /// Of UDP.
+    Udp(UdpSocket),
+    /// Of TCP.
+    Tcp(TcpListener),
 }
 
-fn tcp(rig: &Rig, pings: u32) -> Result<Vec<f64>> {
-    let listener = rig.peer.run(|| TcpListener::bind((SERVER, PORT)))?;
-    let mut client = rig.guest.run(|| TcpStream::connect((SERVER, PORT)))?;
-    let (mut server, _) = listener.accept()?;
-    for stream in [&server, &client] {
+impl Answerer {
+    /// Opens it in a namespace.
+    pub fn open(world: &Namespace, is_tcp: bool) -> Result<Self> {
+        if is_tcp {
+            return Ok(Self::Tcp(world.run(|| TcpListener::bind((SERVER, PORT)))?));
+        }
+        let socket = world.run(|| UdpSocket::bind((SERVER, PORT)))?;
+        socket.set_read_timeout(Some(PATIENCE))?;
+        Ok(Self::Udp(socket))
+    }
+
+    /// Answers the pings of one call of [`ask`].
+    pub fn answer(self, pings: u32) -> Result<()> {
+        let mut buffer = [0; MESSAGE.len()];
+        match self {
+            Self::Udp(socket) => {
+                for _ in 0..pings + WARM_UP {
+                    let (length, caller) = socket.recv_from(&mut buffer).context("a ping is lost")?;
+                    socket.send_to(buffer.get(..length).unwrap_or_default(), caller)?;
+                }
+            }
+            Self::Tcp(listener) => {
+                let (mut stream, _) = listener.accept()?;
+                stream.set_nodelay(true)?;
+                stream.set_read_timeout(Some(PATIENCE))?;
+                for _ in 0..pings + WARM_UP {
+                    stream.read_exact(&mut buffer).context("a ping is lost")?;
+                    stream.write_all(&buffer)?;
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Sends pings from where it is called; microseconds of each.
+pub fn ask(is_tcp: bool, pings: u32) -> Result<Vec<f64>> {
+    let mut buffer = [0; MESSAGE.len()];
+    if is_tcp {
+        let mut stream = TcpStream::connect((SERVER, PORT)).context("connecting")?;
         stream.set_nodelay(true)?;
         stream.set_read_timeout(Some(PATIENCE))?;
+        return take_times(pings, || {
+            stream.write_all(&MESSAGE)?;
+            stream.read_exact(&mut buffer).context("a pong is lost")
+        });
     }
-    let answer = move || -> Result<()> {
-        let mut buffer = [0; MESSAGE.len()];
-        for _ in 0..pings + WARM_UP {
-            server.read_exact(&mut buffer).context("a ping is lost")?;
-            server.write_all(&buffer)?;
-        }
+    let socket = UdpSocket::bind(("0.0.0.0", 0))?;
+    socket.connect((SERVER, PORT))?;
+    socket.set_read_timeout(Some(PATIENCE))?;
+    take_times(pings, || {
+        socket.send(&MESSAGE)?;
+        ensure!(socket.recv(&mut buffer).context("a pong is lost")? == MESSAGE.len(), "another answer");
         Ok(())
-    };
-    side_by_side(pings, answer, move || {
-        let mut buffer = [0; MESSAGE.len()];
-        client.write_all(&MESSAGE)?;
-        client.read_exact(&mut buffer).context("a pong is lost")
     })
 }
 
-/// Runs both ends on one CPU, before ordinary processes, and takes the time of each ping.
-fn side_by_side(
-    pings: u32,
-    mut answer: impl FnMut() -> Result<()> + Send,
-    mut ping: impl FnMut() -> Result<()> + Send,
-) -> Result<Vec<f64>> {
-    thread::scope(|scope| {
-        let answering = scope.spawn(move || cpu::hold().and_then(|()| answer()));
-        let asking = scope.spawn(move || -> Result<Vec<f64>> {
-            cpu::hold()?;
-            for _ in 0..WARM_UP {
-                ping()?;
-            }
-            let mut times = Vec::with_capacity(pings as usize);
-            for _ in 0..pings {
-                let begun = Instant::now();
-                ping()?;
-                times.push(begun.elapsed().as_secs_f64() * 1e6);
-            }
-            Ok(times)
-        });
-        let times = asking.join().unwrap_or_else(|why| std::panic::resume_unwind(why));
-        answering.join().unwrap_or_else(|why| std::panic::resume_unwind(why))?;
-        times
-    })
+fn take_times(pings: u32, mut ping: impl FnMut() -> Result<()>) -> Result<Vec<f64>> {
+    for _ in 0..WARM_UP {
+        ping()?;
+    }
+    let mut times = Vec::with_capacity(pings as usize);
+    for _ in 0..pings {
+        let begun = Instant::now();
+        ping()?;
+        times.push(begun.elapsed().as_secs_f64() * 1e6);
+    }
+    Ok(times)
 }
 
 fn describe(inhabited: &Inhabited, all: &[(Kind, Vec<Measured>)], rounds: usize, pings: u32) -> Section {

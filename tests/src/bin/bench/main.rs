@@ -19,6 +19,7 @@ mod dnat;
 mod flows;
 mod forwarding;
 mod goal;
+mod guest;
 mod hook;
 mod inhabited;
 mod latency;
@@ -33,6 +34,7 @@ mod rig;
 mod rulesets;
 mod statistics;
 mod stream;
+mod worker;
 
 use std::{path::PathBuf, process::ExitCode, thread};
 
@@ -56,10 +58,10 @@ struct Args {
     /// Only measure: a missed goal is no failure
     #[arg(long)]
     no_goals: bool,
-    /// Rounds of `packet` and `ranges`
+    /// Rounds of `packet`, `flows`, `program` and `ranges`
     #[arg(long, default_value_t = 15)]
     rounds: usize,
-    /// Packets of each row in each round of `packet` and `ranges`; `ranges` opens at most 60000 conversations a round
+    /// Packets of each row in each round of `packet`, `flows` and `ranges`; `ranges` opens at most 60000 conversations a round
     #[arg(long, default_value_t = 200_000)]
     packets: u32,
     /// Frame sizes of `packet`, bytes without the frame check sequence; goals are about the first
@@ -80,10 +82,13 @@ struct Args {
     /// The most live flows of `flows`
     #[arg(long, default_value_t = 1_000_000)]
     flows: u32,
-    /// Rounds of `stream`
+    /// Rounds of `guest`
+    #[arg(long, default_value_t = 5)]
+    guest_rounds: usize,
+    /// Rounds of `stream`, `connect` and `latency`
     #[arg(long, default_value_t = 11)]
     stream_rounds: usize,
-    /// Seconds of each run of `stream`
+    /// Seconds of each run of `stream`, `connect` and `guest`
     #[arg(long, default_value_t = 2)]
     seconds: u32,
     /// Ping-pongs of each row in each round of `latency`
@@ -116,6 +121,7 @@ impl Args {
             seconds: 1,
             pings: 2_000,
             dnat_rounds: 2,
+            guest_rounds: 1,
             no_goals: true,
             ..self
         }
@@ -149,6 +155,8 @@ enum Bench {
     Program,
     /// Bulk traffic of iperf3
     Stream,
+    /// All of these of a real guest in QEMU
+    Guest,
     /// TCP conversations a second
     Connect,
     /// Ping-pong of small messages
@@ -158,6 +166,16 @@ enum Bench {
 }
 
 fn main() -> ExitCode {
+    let words: Vec<String> = std::env::args().skip(1).collect();
+    if let Some((worker::WORD, words)) = words.split_first().map(|(first, rest)| (&**first, rest)) {
+        return match worker::run(words) {
+            Ok(()) => ExitCode::SUCCESS,
+            Err(error) => {
+                println!("{error:?}");
+                ExitCode::FAILURE
+            }
+        };
+    }
     let args = Args::parse();
     match run(&if args.quick { args.quickened() } else { args }) {
         Ok(true) => ExitCode::SUCCESS,
@@ -197,6 +215,7 @@ fn run(args: &Args) -> Result<bool> {
             }
             Bench::Ranges => ranges::run(args.rounds, args.packets)?,
             Bench::Stream => stream::run(&conversing, args.stream_rounds, args.seconds)?,
+            Bench::Guest => guest::run(args.guest_rounds, args.seconds)?,
             Bench::Connect => connect::run(&conversing, args.stream_rounds, args.seconds)?,
             Bench::Latency => latency::run(&conversing, args.stream_rounds, args.pings)?,
             Bench::Dnat => dnat::run(args.dnat_rounds)?,

@@ -29,14 +29,7 @@ pub struct Numbering {
 }
 
 impl Numbering {
-    /// The guest's port and the remote's address of a flow.
-    pub fn ends(self, flow: u32) -> (u16, [u8; 4]) {
-        let port = u32::from(self.first_port) + (flow & self.port_mask());
-        let remote = u32::from_be_bytes(self.first_remote) + (flow >> self.port_bits);
-        (port as u16, remote.to_be_bytes())
-    }
-
-    /// The flow of these ends, the other way round.
+    /// The flow with this port of the guest and this remote.
     pub fn flow(self, port: u16, remote: [u8; 4]) -> Option<u32> {
         let port = u32::from(port).checked_sub(u32::from(self.first_port))?;
         let remote = u32::from_be_bytes(remote).checked_sub(u32::from_be_bytes(self.first_remote))?;
