@@ -1,4 +1,4 @@
-//! What vmnat costs, beside the kernel's own paths: `cargo xtask bench [packet|ranges|stream|dnat]`.
+//! What vmnat costs, beside the kernel's own paths: `cargo xtask bench`, a module for each of its benches.
 //!
 //! Everything is measured side by side within one run, in network namespaces of this process, by turns.
 
@@ -94,7 +94,7 @@ struct Args {
     /// Ping-pongs of each row in each round of `latency`
     #[arg(long, default_value_t = 10_000)]
     pings: u32,
-    /// Another NAT to be compared in every bench but `program`, `guest`, `ranges` and `dnat`; repeatable
+    /// Another NAT to be compared in `packet`, `stream`, `connect` and `latency`; repeatable
     ///
     /// The script is called with `up`, and at the end with `down`, in the network namespace of a host of the bench's own. It finds
     /// there the bridge, the guest's port, the uplink, the guests' gateway and network, the external address and the
