@@ -63,12 +63,14 @@ report nginx started /usr/sbin/nginx -c /etc/nginx/nginx.conf
 report sshd started /usr/sbin/sshd -E /dev/console
 "#;
 
-/// It does what it is told by its second serial port, a line a command. By way of a pipe: at a terminal the shell would
+/// It does what it is told by its second serial port, a line a command; the port stays open, lest what comes early is lost. By
+/// way of a pipe: at a terminal the shell would
 /// repeat what it reads.
 const WORKS: &str = r#"
-stty -F /dev/ttyS1 raw -echo
+exec 3<>/dev/ttyS1
+stty raw -echo <&3
 report worker true
-cat /dev/ttyS1 | sh >/dev/ttyS1 2>&1
+cat <&3 | sh >&3 2>&1
 "#;
 
 /// Init never ends: the kernel would panic.
