@@ -25,8 +25,8 @@ pub struct Args {
     #[arg(long)]
     quick: bool,
     /// What to measure, and options for the benchmark itself (after `--`: `-- --help` lists them)
-    #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
-    args: Vec<String>,
+    #[arg(trailing_var_arg = true, allow_hyphen_values = true, value_name = "BENCH|OPTION")]
+    words: Vec<String>,
 }
 
 /// Sets up, builds and becomes the benchmark.
@@ -34,7 +34,7 @@ pub fn run(args: &Args) -> Result<()> {
     let mut steps = Steps::new(if args.against.is_some() { 3 } else { 2 });
     steps.step("set-up", || setup::ensure(setup::Scope::Lab))?;
     steps.step("build (release)", demo::build_lab)?;
-    let mut words = Vec::new();
+    let mut words: Vec<String> = Vec::new();
     if args.quick {
         words.push("--quick".to_owned());
     } else {
@@ -46,7 +46,7 @@ pub fn run(args: &Args) -> Result<()> {
         words.extend(["--against".to_owned(), other.program.to_string_lossy().into_owned()]);
         words.extend(["--against-name".to_owned(), other.name]);
     }
-    words.extend(args.args.iter().cloned());
+    words.extend(args.words.iter().cloned());
     let mut bench = program(&project::built("bench").to_string_lossy(), words);
     bench.env(guest_kernel::VARIABLE, guest_kernel::dir());
     demo::become_with_vmnat(&mut bench)

@@ -66,12 +66,12 @@ report sshd started /usr/sbin/sshd -E /dev/console
 /// It does what it is told by its second serial port, a line a command; the port stays open, lest what comes early is lost. By
 /// way of a pipe: at a terminal the shell would
 /// repeat what it reads.
-const WORKS: &str = r#"
+const WORKS: &str = r"
 exec 3<>/dev/ttyS1
 stty raw -echo <&3
 report worker true
 cat <&3 | sh >&3 2>&1
-"#;
+";
 
 /// Init never ends: the kernel would panic.
 const END: &str = r#"

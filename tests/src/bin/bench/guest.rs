@@ -21,10 +21,10 @@ use crate::{
 };
 
 /// A busy machine of two cores boots the guest in well under this.
-const BOOT: Duration = Duration::from_secs(180);
+const BOOT: Duration = Duration::from_mins(3);
 
 /// Longer than any command takes.
-const PATIENCE: Duration = Duration::from_secs(60);
+const PATIENCE: Duration = Duration::from_mins(1);
 
 /// Pings of a round: an emulated processor takes its time.
 const PINGS: u32 = 2_000;

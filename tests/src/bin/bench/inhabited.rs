@@ -50,7 +50,7 @@ impl Inhabited {
     pub fn order(&self, round: usize) -> Vec<usize> {
         let count = self.rigs.len();
         let mut order: Vec<_> = (0..count).map(|step| (round / 2 + step) % count).collect();
-        if round % 2 != 0 {
+        if !round.is_multiple_of(2) {
             order.reverse();
         }
         order

@@ -39,14 +39,11 @@ impl Default for Load {
 impl Load {
     fn command(self, server: &str) -> Vec<String> {
         let Self { is_udp, streams, way, seconds } = self;
-        let mut words = format!("iperf3 -J -c {server} -p {PORT} -t {seconds} -P {streams}");
+        let kind =
+            if is_udp { format!("-u -b 0 -l {DATAGRAM}") } else { "--connect-timeout 4000".to_owned() };
+        let mut words = format!("iperf3 -J -c {server} -p {PORT} -t {seconds} -P {streams} {kind}");
         if way == Way::Down {
             words.push_str(" -R");
-        }
-        if is_udp {
-            words.push_str(&format!(" -u -b 0 -l {DATAGRAM}"));
-        } else {
-            words.push_str(" --connect-timeout 4000");
         }
         words.split(' ').map(str::to_owned).collect()
     }

@@ -98,7 +98,7 @@ struct Args {
     ///
     /// The script is called with `up`, and at the end with `down`, in the network namespace of a host of the bench's own. It finds
     /// there the bridge, the guest's port, the uplink, the guests' gateway and network, the external address and the
-    /// router in VMNAT_BENCH_BRIDGE, _PORT, _UPLINK, _GATEWAY, _NETWORK, _EXTERNAL and _ROUTER.
+    /// router in `VMNAT_BENCH_BRIDGE`, `_PORT`, `_UPLINK`, `_GATEWAY`, `_NETWORK`, `_EXTERNAL` and `_ROUTER`.
     #[arg(long = "mode-hook", value_name = "NAME=SCRIPT", value_parser = hook)]
     mode_hooks: Vec<&'static ModeHook>,
     /// Rounds of `dnat`

@@ -22,7 +22,7 @@ use crate::{
     goal::{self, Bound, Goal},
     program,
     report::{self, Section, table},
-    rig::Rig,
+    rig::{Rig, lane},
     statistics::Series,
 };
 
@@ -117,9 +117,9 @@ impl Build {
         let frame = if case.is_guests {
             self.rig.frame(case.direction, 64)?
         } else {
-            self.rig.hosts_frame(case.direction, 64)?
+            lane::hosts_frame(case.direction, 64)?
         };
-        Loaded::new(target, frame)
+        Loaded::new(&target, frame)
     }
 
     /// Nanoseconds of a run; the outcome that is meant must be counted for every one.
@@ -168,7 +168,7 @@ pub fn run(rounds: usize, against: Option<(&Path, &str)>) -> Result<Section> {
     shelter.keep_quiet();
     let own = Build::new(Forwarding::Port, None)?;
     let other = against.map(|(vmnat, _)| Build::new(Forwarding::Against, Some(vmnat))).transpose()?;
-    let floor = Loaded::new(bpf::load(Kind::Classifier, &program::sink())?, vec![0; 64])?;
+    let floor = Loaded::new(&bpf::load(Kind::Classifier, &program::sink())?, vec![0; 64])?;
     let mut all = Vec::new();
     for case in &CASES {
         println!("program: {}", case.name);
@@ -208,7 +208,7 @@ struct Loaded {
 }
 
 impl Loaded {
-    fn new(target: OwnedFd, frame: Vec<u8>) -> Result<Self> {
+    fn new(target: &OwnedFd, frame: Vec<u8>) -> Result<Self> {
         let entry = bpf::tail_call(target.as_fd())?;
         let writer = bpf::load(Kind::Classifier, &program::rewriter(&frame, entry.as_fd()))?;
         Ok(Self { writer, frame, _entry: entry })

@@ -8,7 +8,7 @@
 //! Each rig has namespaces of its own, so nothing is switched between measurements. Neighbours are permanent: the sinks
 //! take ARP away too.
 
-mod lane;
+pub mod lane;
 
 use std::{
     fs,

@@ -52,7 +52,7 @@ const CHATTER: u64 = 8;
 /// Longer than any run.
 const LONG: &str = "36000";
 
-const PATIENCE: Duration = Duration::from_secs(60);
+const PATIENCE: Duration = Duration::from_mins(1);
 
 /// A rig that can hold many flows.
 #[derive(Debug)]

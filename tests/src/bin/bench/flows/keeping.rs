@@ -122,7 +122,6 @@ fn run(crowd: &Crowd, arguments: &[&str]) -> Result<(f64, f64)> {
     let mut command = Command::new(vmnat::program()?);
     command.args(["--instance", &crowd.rig.instance]).args(arguments).stdout(Stdio::null());
     let begun = Instant::now();
-    #[expect(clippy::zombie_processes, reason = "wait4 collects it")]
     let child = crowd.rig.host.run(|| command.spawn())?;
     let (mut status, pid) = (0, i32::try_from(child.id())?);
     // SAFETY: all-zero is a valid rusage.

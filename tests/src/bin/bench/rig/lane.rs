@@ -108,25 +108,6 @@ impl Rig {
         }
     }
 
-    /// A frame of the host's own: between another port of the external address and the remote.
-    pub fn hosts_frame(&self, direction: Direction, size: usize) -> Result<Vec<u8>> {
-        let (external, remote) = (octets(EXTERNAL)?, octets(SERVER)?);
-        let payload = vec![0x5a; size.saturating_sub(HEADERS)];
-        let packet = match direction {
-            Direction::Outbound => {
-                let ends =
-                    Ends { from_mac: UPLINK_MAC, to_mac: PEER_MAC, source: external, destination: remote };
-                Packet::udp(ends, HOSTS_PORT, REMOTE_PORT, &payload)
-            }
-            Direction::Inbound => {
-                let ends =
-                    Ends { from_mac: PEER_MAC, to_mac: UPLINK_MAC, source: remote, destination: external };
-                Packet::udp(ends, REMOTE_PORT, HOSTS_PORT, &payload)
-            }
-        };
-        Ok(packet.bytes())
-    }
-
     /// A frame of the flow that the rig has conversed with.
     pub fn frame(&self, direction: Direction, size: usize) -> Result<Vec<u8>> {
         let (inside, remote) = (octets(&guest_address(1))?, octets(SERVER)?);
@@ -283,4 +264,21 @@ const fn place_of(direction: Direction) -> Place {
         Direction::Outbound => Place::OUTBOUND,
         Direction::Inbound => Place::INBOUND,
     }
+}
+
+/// A frame of the host's own: between another port of the external address and the remote.
+pub fn hosts_frame(direction: Direction, size: usize) -> Result<Vec<u8>> {
+    let (external, remote) = (octets(EXTERNAL)?, octets(SERVER)?);
+    let payload = vec![0x5a; size.saturating_sub(HEADERS)];
+    let packet = match direction {
+        Direction::Outbound => {
+            let ends = Ends { from_mac: UPLINK_MAC, to_mac: PEER_MAC, source: external, destination: remote };
+            Packet::udp(ends, HOSTS_PORT, REMOTE_PORT, &payload)
+        }
+        Direction::Inbound => {
+            let ends = Ends { from_mac: PEER_MAC, to_mac: UPLINK_MAC, source: remote, destination: external };
+            Packet::udp(ends, REMOTE_PORT, HOSTS_PORT, &payload)
+        }
+    };
+    Ok(packet.bytes())
 }
