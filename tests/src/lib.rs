@@ -23,4 +23,6 @@ pub mod boot;
 pub mod fuzz;
 pub mod guest;
 pub mod hosts;
+pub mod kernels;
 pub mod lab;
+pub mod packages;

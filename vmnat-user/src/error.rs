@@ -79,6 +79,14 @@ pub enum Error {
         /// What it lacks.
         why: String,
     },
+    /// tcx was asked for.
+    #[error(
+        "this kernel ({release}) has no tcx, which Linux 6.6 and later have: leave the hook to vmnat, or say clsact (`--hook clsact`, `hook = \"clsact\"`)"
+    )]
+    NoTcx {
+        /// `uname -r`.
+        release: String,
+    },
     /// No bpffs.
     #[error("no BPF file system at /sys/fs/bpf ({why}): run `mount -t bpf bpf /sys/fs/bpf`")]
     NoBpfFs {
@@ -192,7 +200,7 @@ pub enum Error {
     },
     /// Pinned by another version, or tampered with.
     #[error(
-        "{} has an unknown layout ({why}): it was made by another version of vmnat; `vmnat down` removes it",
+        "{} has an unknown layout ({why}): another version of vmnat made it, and it is left as it is; go on with that version, or remove it with `vmnat down`, which ends the guests' connections",
         path.display()
     )]
     UnknownLayout {
@@ -200,6 +208,14 @@ pub enum Error {
         path: PathBuf,
         /// What differs.
         why: String,
+    },
+    /// A map of this version is not pinned.
+    #[error("there is no map {}: `vmnat{option} up` makes it again", path.display())]
+    MissingMap {
+        /// Where it should be.
+        path: PathBuf,
+        /// The option that names the instance, where it is not the default.
+        option: String,
     },
     /// Some steps failed.
     #[error("done in part; these steps failed:\n{}", steps.iter().map(|step| format!("  {step}")).collect::<Vec<_>>().join("\n"))]
@@ -269,8 +285,8 @@ impl Error {
             | Self::NoUplink { .. }
             | Self::NoDefaultRoute => Exit::NoInterface,
             Self::NoUplinkAddress { .. } | Self::NotUplinksAddress { .. } => Exit::NoUplinkAddress,
-            Self::KernelTooOld { .. } => Exit::KernelTooOld,
-            Self::NoBpfFs { .. } | Self::HiddenPins { .. } => Exit::NoBpfFs,
+            Self::KernelTooOld { .. } | Self::NoTcx { .. } => Exit::KernelTooOld,
+            Self::NoBpfFs { .. } | Self::HiddenPins { .. } | Self::MissingMap { .. } => Exit::NoBpfFs,
             Self::Overlap { .. } => Exit::Overlap,
             Self::NotRunning { .. } => Exit::NotRunning,
             Self::Locked { .. } | Self::Taken { .. } | Self::Foreign { .. } => Exit::Conflict,

@@ -11,7 +11,7 @@ mod clsact;
 mod host;
 mod tcx;
 
-use std::fmt;
+use std::{fmt, io};
 
 use anyhow::Result;
 use aya::programs::TcAttachType;
@@ -20,10 +20,12 @@ use serde::{Deserialize, Serialize};
 
 pub use self::{
     admission::admit,
+    clsact::own_programs,
     host::{cgroup_root, stands, sync_host},
 };
 use crate::{
-    dataplane::program,
+    dataplane::{self, program},
+    error::Error,
     facts::LinkFact,
     paths::Instance,
     rawbpf::{self, TcxPoint},
@@ -143,13 +145,31 @@ pub struct Synced {
     pub missing: Vec<Hook>,
 }
 
+const LOOPBACK: u32 = 1;
+
 /// Finds out whether the kernel has tcx, by asking who stands at the loopback's hook.
 #[must_use]
 pub fn kernel_mode() -> HookMode {
-    const LOOPBACK: u32 = 1;
     match rawbpf::query_tcx(LOOPBACK, TcxPoint::Ingress) {
         Ok(_) => HookMode::Tcx,
         Err(_) => HookMode::Clsact,
+    }
+}
+
+/// Fails where a kernel without tcx is to attach by it.
+///
+/// # Errors
+/// [`Error::NoTcx`].
+pub fn check_mode(mode: HookMode) -> Result<(), Error> {
+    if mode == HookMode::Clsact {
+        return Ok(());
+    }
+    match rawbpf::query_tcx(LOOPBACK, TcxPoint::Ingress) {
+        Err(error) if error.kind() == io::ErrorKind::InvalidInput => {
+            Err(Error::NoTcx { release: dataplane::release() })
+        }
+        // Whoever may not ask learns more when attaching.
+        Ok(_) | Err(_) => Ok(()),
     }
 }
 
@@ -170,6 +190,13 @@ pub async fn sync(
     }
 }
 
+/// Puts on record, before [`sync`], the queueing disciplines that it will add.
+pub fn foresee(state: &mut State, wanted: &[Hook]) {
+    if state.hook == HookMode::Clsact {
+        clsact::foresee(state, wanted);
+    }
+}
+
 /// Detaches everything, ports first and uplinks last; returns a line for each interface, and what failed.
 pub async fn detach_all(instance: &Instance, handle: &Handle, state: &mut State) -> Synced {
     let mut synced = tcx::detach_all(instance);
@@ -177,7 +204,7 @@ pub async fn detach_all(instance: &Instance, handle: &Handle, state: &mut State)
         Ok(changes) => synced.changes.extend(changes),
         Err(error) => synced.failures.push(error),
     }
-    let filters = clsact::detach_all(handle, state).await;
+    let filters = clsact::detach_all(instance, handle, state).await;
     synced.changes.extend(filters.changes);
     synced.failures.extend(filters.failures);
     synced

@@ -1,4 +1,4 @@
-//! `test`: the checks, then the four tiers and a short cut of the fifth, then one line that adds them up.
+//! `test`: the checks, then the four tiers and short cuts of the others, then one line that adds them up.
 
 use std::{fs, io::ErrorKind, path::PathBuf, process::Command};
 
@@ -8,8 +8,8 @@ use clap::{Parser, ValueEnum};
 use crate::{
     check::{CHECKS, Check},
     command::{self, cargo, program},
-    demo, project, setup,
-    setup::{dnsmasq, guest_kernel, guest_root, hosts, stun, wireguard},
+    demo, dist, project, setup,
+    setup::{dnsmasq, guest_kernel, guest_root, host_kernels, hosts, stun, wireguard},
     steps::Steps,
 };
 
@@ -25,7 +25,7 @@ pub struct Args {
 
 #[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
 enum Choice {
-    /// The checks, the first four tiers, and of the hosts those that need one tree
+    /// The checks, the first four tiers, and of the others what needs one tree
     All,
     /// Pure rules, without root
     Unit,
@@ -37,6 +37,10 @@ enum Choice {
     Vm,
     /// The real software that cuts guests off, each in a machine of namespaces
     Hosts,
+    /// The packages on systems with systemd, in QEMU
+    Packages,
+    /// The core of netns on the kernels of those systems
+    Kernels,
 }
 
 /// A tier, and what its `cargo test` is told.
@@ -48,7 +52,7 @@ struct Tier {
     harness: &'static [&'static str],
 }
 
-const TIERS: [Tier; 5] = [
+const TIERS: [Tier; 7] = [
     Tier {
         choice: Choice::Unit,
         name: "unit",
@@ -69,10 +73,23 @@ const TIERS: [Tier; 5] = [
         selection: &["--test", "hosts"],
         harness: &["--test-threads=2"],
     },
+    Tier {
+        choice: Choice::Packages,
+        name: "packages",
+        selection: &["--test", "packages"],
+        harness: &["--test-threads=1"],
+    },
+    Tier {
+        choice: Choice::Kernels,
+        name: "kernels",
+        selection: &["--test", "kernels"],
+        // What the tests inside say is shown as they say it: they take long.
+        harness: &["--test-threads=1", "--nocapture"],
+    },
 ];
 
-/// What `./dev test` leaves to `./dev test hosts`.
-const LONG_HOSTS: [&str; 2] = ["--skip", "full::"];
+/// What `./dev test` leaves to the tiers alone: `./dev test hosts`, `packages`, `kernels`.
+const LONG: [&str; 2] = ["--skip", "full::"];
 
 /// Runs what was asked for to the end, whatever fails on the way.
 pub fn run(args: &Args) -> Result<()> {
@@ -85,6 +102,7 @@ pub fn run(args: &Args) -> Result<()> {
     let scope = match choice {
         Choice::Unit => setup::Scope::Build,
         Choice::Hosts => setup::Scope::Hosts,
+        Choice::Packages | Choice::Kernels => setup::Scope::Packages,
         Choice::All => setup::Scope::Tests,
         _ => setup::Scope::Lab,
     };
@@ -101,11 +119,16 @@ pub fn run(args: &Args) -> Result<()> {
     for tier in tiers {
         let result = steps.step(tier.name, || {
             let mut command = tier.command(filter.as_deref());
-            if tier.choice == Choice::Hosts {
-                forget_matrix()?;
-                if *choice == Choice::All {
-                    command.args(LONG_HOSTS);
+            match tier.choice {
+                Choice::Hosts => forget_matrix()?,
+                Choice::Packages => dist::make(&packages())?,
+                Choice::Kernels => {
+                    command.env(project::NETNS, netns_program()?);
                 }
+                Choice::All | Choice::Unit | Choice::Prog | Choice::Netns | Choice::Vm => {}
+            }
+            if *choice == Choice::All && tier.is_long() {
+                command.args(LONG);
             }
             command::run_lines(&mut command, |line| {
                 println!("{line}");
@@ -120,9 +143,27 @@ pub fn run(args: &Args) -> Result<()> {
     tally.close()
 }
 
+/// Builds the netns tier and tells where its program lies, which has a name of cargo's choice.
+fn netns_program() -> Result<String> {
+    let mut build = cargo(["test", "--no-run", "--message-format=json-render-diagnostics"]);
+    let messages = command::output(build.args(project::LAB).args(["--test", "netns"]))?;
+    executable_among(&messages).context("cargo does not say where it has put the netns tier")
+}
+
+/// The last program that cargo's messages name, a JSON document a line.
+fn executable_among(messages: &str) -> Option<String> {
+    let named = messages.lines().filter_map(|line| line.split_once("\"executable\":\"")?.1.split('"').next());
+    named.last().map(str::to_owned)
+}
+
 /// Where the hosts tier notes what it finds.
 fn results() -> PathBuf {
     project::target().join("hosts-results")
+}
+
+/// Where the packages lie that the packages tier installs.
+fn packages() -> PathBuf {
+    project::target().join("packages")
 }
 
 fn forget_matrix() -> Result<()> {
@@ -141,6 +182,11 @@ fn print_matrix() -> Result<()> {
 }
 
 impl Tier {
+    /// Whether `./dev test` leaves the better part of it out.
+    fn is_long(&self) -> bool {
+        matches!(self.choice, Choice::Hosts | Choice::Packages | Choice::Kernels)
+    }
+
     fn command(&self, filter: Option<&str>) -> Command {
         let mut command = cargo(["test", "--no-fail-fast"]);
         if self.choice != Choice::Unit {
@@ -151,7 +197,8 @@ impl Tier {
         command.env(stun::VARIABLE, stun::dir()).env(dnsmasq::VARIABLE, dnsmasq::dir());
         command.env(hosts::VARIABLE, hosts::dir()).env(hosts::RESULTS, results());
         command.env(wireguard::VARIABLE, wireguard::dir());
-        command.env(project::VMNAT, project::built("vmnat"));
+        command.env(host_kernels::VARIABLE, host_kernels::dir()).env(dist::VARIABLE, packages());
+        command.env(project::VMNAT, project::built("vmnat")).env(project::STEADY, project::built("steady"));
         command
     }
 }
@@ -211,7 +258,7 @@ impl Tally {
 mod tests {
     use anyhow::anyhow;
 
-    use super::Tally;
+    use super::{Tally, executable_among};
 
     #[test]
     fn the_closing_line_adds_up_what_cargo_test_says() {
@@ -224,6 +271,15 @@ mod tests {
             "test result: FAILED. 3 passed; 2 failed; 0 ignored; 0 measured; 0 filtered out; finished in 1s",
         );
         assert_eq!((tally.passed, tally.failed), (7, 2));
+    }
+
+    #[test]
+    fn the_tests_program_is_the_one_that_cargo_names() {
+        let messages = "{\"reason\":\"compiler-artifact\",\"executable\":null}\n\
+                        {\"reason\":\"compiler-artifact\",\"executable\":\"/t/deps/netns-1\",\"fresh\":true}\n\
+                        {\"reason\":\"build-finished\"}\n";
+        assert_eq!(executable_among(messages).as_deref(), Some("/t/deps/netns-1"));
+        assert_eq!(executable_among("{}"), None);
     }
 
     #[test]

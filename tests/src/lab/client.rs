@@ -15,6 +15,7 @@ use anyhow::{Context, Result, bail, ensure};
 use super::{
     frame::{checksum, wait_readable},
     namespace::Namespace,
+    patience::patiently,
     service::{content, sha256},
 };
 
@@ -60,8 +61,8 @@ impl Conversation {
     }
 
     fn over(stream: TcpStream) -> Result<Self> {
-        stream.set_read_timeout(Some(PATIENCE))?;
-        stream.set_write_timeout(Some(PATIENCE))?;
+        stream.set_read_timeout(Some(patiently(PATIENCE)))?;
+        stream.set_write_timeout(Some(patiently(PATIENCE)))?;
         stream.set_nodelay(true)?;
         let mut stream = BufReader::new(stream);
         let mut line = String::new();
@@ -119,15 +120,27 @@ impl Conversation {
 /// When it is refused, or nobody answers within `patience`.
 pub fn connect(namespace: &Namespace, from: Option<u16>, to: &str, patience: Duration) -> Result<TcpStream> {
     let to: SocketAddrV4 = to.parse().with_context(|| format!("address {to}"))?;
+    let patience = patiently(patience);
     let reach = || -> Result<TcpStream> {
         let Some(from) = from else { return Ok(TcpStream::connect_timeout(&to.into(), patience)?) };
-        connect_from(from, to, patience)
+        connect_from(SocketAddrV4::new(Ipv4Addr::UNSPECIFIED, from), to, patience)
     };
     namespace.run(reach).with_context(|| format!("{} connecting to {to}", namespace.name()))
 }
 
+/// Opens a TCP connection from one of the addresses of `namespace`.
+///
+/// # Errors
+///
+/// As [`connect`].
+pub fn connect_as(namespace: &Namespace, from: &str, to: &str, patience: Duration) -> Result<TcpStream> {
+    let (own, to) = (SocketAddrV4::new(from.parse()?, 0), to.parse()?);
+    let reached = namespace.run(|| connect_from(own, to, patiently(patience)));
+    reached.with_context(|| format!("{from} connecting to {to}"))
+}
+
 /// The standard library cannot bind before it connects.
-fn connect_from(from: u16, to: SocketAddrV4, patience: Duration) -> Result<TcpStream> {
+fn connect_from(from: SocketAddrV4, to: SocketAddrV4, patience: Duration) -> Result<TcpStream> {
     use nix::sys::{
         socket::{AddressFamily, SockFlag, SockType, SockaddrIn, bind, connect, setsockopt, socket, sockopt},
         time::{TimeVal, TimeValLike},
@@ -137,7 +150,7 @@ fn connect_from(from: u16, to: SocketAddrV4, patience: Duration) -> Result<TcpSt
     // The timeout of sending bounds connect too (socket(7)).
     let patience = TimeVal::milliseconds(i64::try_from(patience.as_millis())?);
     setsockopt(&socket, sockopt::SendTimeout, &patience)?;
-    bind(socket.as_raw_fd(), &SockaddrIn::new(0, 0, 0, 0, from))?;
+    bind(socket.as_raw_fd(), &SockaddrIn::from(from))?;
     connect(socket.as_raw_fd(), &SockaddrIn::from(to))?;
     Ok(TcpStream::from(socket))
 }
@@ -173,7 +186,7 @@ impl Asker {
     /// True when any datagram comes within `patience`.
     #[must_use]
     pub fn hears(&self, patience: Duration) -> bool {
-        let waits = self.socket.set_read_timeout(Some(patience));
+        let waits = self.socket.set_read_timeout(Some(patiently(patience)));
         waits.is_ok() && self.socket.recv(&mut [0; 1 << 11]).is_ok()
     }
 
@@ -185,7 +198,7 @@ impl Asker {
     pub fn ask_within(&self, to: &str, size: usize, patience: Duration) -> Result<SocketAddr> {
         let payload = content(size);
         self.send(to, &payload)?;
-        self.socket.set_read_timeout(Some(patience))?;
+        self.socket.set_read_timeout(Some(patiently(patience)))?;
         let mut answer = vec![0; 1 << 16];
         let (length, from) = loop {
             match self.socket.recv_from(&mut answer) {
@@ -253,7 +266,7 @@ pub fn download(namespace: &Namespace, from: &str, size: usize) -> Result<()> {
 /// When the server is out of reach.
 pub fn get(namespace: &Namespace, from: &str, path: &str) -> Result<Vec<u8>> {
     let mut stream = connect(namespace, None, from, PATIENCE)?;
-    stream.set_read_timeout(Some(PATIENCE))?;
+    stream.set_read_timeout(Some(patiently(PATIENCE)))?;
     write!(stream, "GET {path} HTTP/1.0\r\n\r\n")?;
     let mut answer = Vec::new();
     stream.read_to_end(&mut answer).with_context(|| format!("GET {path} from {from}"))?;
@@ -304,7 +317,7 @@ fn echo_request(identifier: u16, to: Ipv4Addr, patience: Duration) -> Result<Pon
     request.extend(content(56));
     let sum = checksum(&[&request]).to_be_bytes();
     request.splice(2..4, sum);
-    let started = Instant::now();
+    let (patience, started) = (patiently(patience), Instant::now());
     sendto(socket.as_raw_fd(), &request, &SockaddrIn::from(SocketAddrV4::new(to, 0)), MsgFlags::empty())?;
     loop {
         let left = patience.saturating_sub(started.elapsed());

@@ -8,7 +8,7 @@ use std::{
 
 use anyhow::{Context, Result, bail};
 
-use super::namespace::Namespace;
+use super::{namespace::Namespace, patience::patiently};
 
 /// A packet socket on one interface.
 #[derive(Debug)]
@@ -140,6 +140,7 @@ impl Tap {
         patience: Duration,
         mut wanted: impl FnMut(&Ipv4) -> bool,
     ) -> Result<Ipv4> {
+        let patience = patiently(patience);
         let deadline = Instant::now() + patience;
         loop {
             let left = deadline.saturating_duration_since(Instant::now());
@@ -155,7 +156,7 @@ impl Tap {
     /// The IPv4 packets that arrive in the next `patience` and satisfy `wanted`.
     #[must_use]
     pub fn collect(&self, patience: Duration, mut wanted: impl FnMut(&Ipv4) -> bool) -> Vec<Ipv4> {
-        let deadline = Instant::now() + patience;
+        let deadline = Instant::now() + patiently(patience);
         let frames = std::iter::from_fn(|| self.receive(deadline.saturating_duration_since(Instant::now())));
         frames.filter_map(|frame| Ipv4::parse(&frame)).filter(|packet| wanted(packet)).collect()
     }

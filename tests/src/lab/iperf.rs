@@ -7,7 +7,7 @@ use std::{
 
 use anyhow::{Context, Result, ensure};
 
-use super::namespace::Namespace;
+use super::{namespace::Namespace, patience::patiently};
 
 /// Which way the bytes go, seen from the guest.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -44,7 +44,7 @@ pub fn run(
     let report: serde_json::Value = serde_json::from_slice(&finished.stdout).context("iperf3's report")?;
     ensure!(report["error"].is_null(), "iperf3 {way:?}: {}", report["error"]);
     // Its server ends by itself after one client; waiting frees the port for the next.
-    let deadline = Instant::now() + Duration::from_secs(3);
+    let deadline = Instant::now() + patiently(Duration::from_secs(3));
     while serving.is_running() && Instant::now() < deadline {
         thread::sleep(Duration::from_millis(10));
     }
@@ -70,7 +70,7 @@ pub fn wait_for_listener(namespace: &Namespace, port: u16) -> Result<()> {
             })
         })
     };
-    let deadline = Instant::now() + Duration::from_secs(5);
+    let deadline = Instant::now() + patiently(Duration::from_secs(5));
     while !listens() {
         ensure!(Instant::now() < deadline, "nothing listens on port {port} in {}", namespace.name());
         thread::sleep(Duration::from_millis(5));

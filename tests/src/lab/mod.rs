@@ -12,10 +12,12 @@ pub mod iperf;
 mod machine;
 pub mod namespace;
 pub mod offload;
+pub mod patience;
 pub mod resolver;
 pub mod service;
 pub mod snapshot;
 pub mod stun;
+pub mod traffic;
 pub mod uplink;
 pub mod vmnat;
 pub mod watch;
@@ -35,6 +37,7 @@ use frame::{Ends, Mac};
 use machine::Mounts;
 pub use machine::end_own_processes;
 use namespace::Namespace;
+use patience::patiently;
 use service::{ECHO, HTTP, Service};
 use watch::{KernelLog, LeakWatch};
 
@@ -438,6 +441,7 @@ pub fn written(mac: Mac) -> String {
 ///
 /// When it does not hold within `patience`, or asking fails.
 pub fn wait_until(what: &str, patience: Duration, mut holds: impl FnMut() -> Result<bool>) -> Result<()> {
+    let patience = patiently(patience);
     let deadline = Instant::now() + patience;
     while !holds().with_context(|| format!("waiting until {what}"))? {
         ensure!(Instant::now() < deadline, "waited {patience:?} in vain until {what}");

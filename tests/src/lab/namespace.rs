@@ -18,6 +18,7 @@ use std::{
 use anyhow::{Context, Result, bail, ensure};
 use nix::sched::{CloneFlags, setns, unshare};
 
+use super::patience::patiently;
 use crate::hosts::machine::Inside;
 
 /// The environment variable that marks each process a lab starts with the process id of its test.
@@ -159,11 +160,11 @@ impl Namespace {
         let Some(status) = wait_bounded(&mut child)? else {
             child.kill().ok();
             child.wait().ok();
-            bail!("`{line}` did not end within {COMMAND_PATIENCE:?}");
+            bail!("`{line}` did not end within {:?}", patiently(COMMAND_PATIENCE));
         };
         let heir = || format!("`{line}` has ended, but something it started holds its output open");
-        let stdout = stdout.recv_timeout(PIPE_PATIENCE).with_context(heir)?;
-        let stderr = stderr.recv_timeout(PIPE_PATIENCE).with_context(heir)?;
+        let stdout = stdout.recv_timeout(patiently(PIPE_PATIENCE)).with_context(heir)?;
+        let stderr = stderr.recv_timeout(patiently(PIPE_PATIENCE)).with_context(heir)?;
         Ok(Output { status, stdout, stderr })
     }
 
@@ -267,7 +268,7 @@ fn read_aside(pipe: Option<impl Read + Send + 'static>) -> Receiver<Vec<u8>> {
 }
 
 fn wait_bounded(child: &mut Child) -> Result<Option<ExitStatus>> {
-    let deadline = Instant::now() + COMMAND_PATIENCE;
+    let deadline = Instant::now() + patiently(COMMAND_PATIENCE);
     let mut pause = Duration::from_micros(500);
     loop {
         if let Some(status) = child.try_wait()? {

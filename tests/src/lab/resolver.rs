@@ -7,7 +7,7 @@ use std::{
 
 use anyhow::{Context, Result, ensure};
 
-use super::namespace::Namespace;
+use super::{namespace::Namespace, patience::patiently};
 
 /// How long a resolver waits before it asks again.
 const AGAIN: Duration = Duration::from_millis(1500);
@@ -21,7 +21,8 @@ pub fn resolve(namespace: &Namespace, server: &str, name: &str, patience: Durati
     let ask = || -> Result<Ipv4Addr> {
         let socket = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0))?;
         socket.connect((server, 53))?;
-        socket.set_read_timeout(Some(AGAIN))?;
+        socket.set_read_timeout(Some(patiently(AGAIN)))?;
+        let patience = patiently(patience);
         let deadline = Instant::now() + patience;
         let mut answer = [0; 1500];
         let length = loop {

@@ -16,7 +16,7 @@ use anyhow::{Context, Result};
 use nix::sys::socket::{Shutdown, shutdown};
 use sha2::{Digest, Sha256};
 
-use super::namespace::Namespace;
+use super::{namespace::Namespace, patience::patiently};
 
 /// The port of the TCP and UDP echo.
 pub const ECHO: u16 = 7000;
@@ -153,7 +153,7 @@ fn name_answer(caller: SocketAddr, query: &[u8]) -> Option<Vec<u8>> {
 }
 
 fn answer_names(mut stream: TcpStream, caller: SocketAddr) -> io::Result<()> {
-    stream.set_read_timeout(Some(PATIENCE))?;
+    stream.set_read_timeout(Some(patiently(PATIENCE)))?;
     let mut length = [0; 2];
     stream.read_exact(&mut length)?;
     let mut query = vec![0; usize::from(u16::from_be_bytes(length))];
@@ -164,7 +164,7 @@ fn answer_names(mut stream: TcpStream, caller: SocketAddr) -> io::Result<()> {
 }
 
 fn echo(mut stream: TcpStream, caller: SocketAddr) -> io::Result<()> {
-    stream.set_read_timeout(Some(PATIENCE))?;
+    stream.set_read_timeout(Some(patiently(PATIENCE)))?;
     stream.set_nodelay(true)?;
     writeln!(stream, "{caller}")?;
     let mut buffer = vec![0; 64 << 10];
@@ -178,7 +178,7 @@ fn echo(mut stream: TcpStream, caller: SocketAddr) -> io::Result<()> {
 }
 
 fn answer_http(mut stream: TcpStream, caller: SocketAddr) -> io::Result<()> {
-    stream.set_read_timeout(Some(PATIENCE))?;
+    stream.set_read_timeout(Some(patiently(PATIENCE)))?;
     let mut lines = BufReader::new(stream.try_clone()?).lines();
     let request = lines.next().transpose()?.unwrap_or_default();
     while lines.next().transpose()?.is_some_and(|line| !line.is_empty()) {}

@@ -15,7 +15,7 @@ use nix::{
 };
 use serde_json::Value;
 
-use super::Lab;
+use super::{Lab, patience::patiently};
 
 /// How vmnat attaches its programs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -27,6 +27,12 @@ pub enum Hook {
 }
 
 impl Hook {
+    /// The one that the kernel has and vmnat takes by itself, for tests that the hook does not concern.
+    #[must_use]
+    pub fn of_the_kernel() -> Self {
+        if kernel_is_from(6, 6) { Self::Tcx } else { Self::Clsact }
+    }
+
     /// The word for `--hook`.
     #[must_use]
     pub const fn name(self) -> &'static str {
@@ -35,6 +41,13 @@ impl Hook {
             Self::Clsact => "clsact",
         }
     }
+}
+
+/// Whether the running kernel is of a version or later.
+fn kernel_is_from(major: u32, minor: u32) -> bool {
+    let release = fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
+    let mut numbers = release.split(|byte: char| !byte.is_ascii_digit()).map(str::parse);
+    matches!((numbers.next(), numbers.next()), (Some(Ok(is)), Some(Ok(also))) if (is, also) >= (major, minor))
 }
 
 /// The rows of a listing.
@@ -226,7 +239,7 @@ impl Lab {
     ///
     /// When it still runs after five seconds.
     pub fn wait_for_the_end_of(&self, process: Pid) -> Result<()> {
-        let deadline = Instant::now() + Duration::from_secs(5);
+        let deadline = Instant::now() + patiently(Duration::from_secs(5));
         let state = || {
             let status = fs::read_to_string(format!("/proc/{process}/stat")).unwrap_or_default();
             status.rsplit(')').next().and_then(|rest| rest.trim().chars().next())

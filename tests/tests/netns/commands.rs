@@ -146,7 +146,7 @@ fn each_trouble_has_its_exit_code() -> Result<()> {
     let networks = ["--network", "192.168.122.0/24", "--network", "192.168.122.128/25"];
     lab.refused_with(8, &[&["up", "--bridge", "virbr0", "--uplink", "enp3s0"], &networks[..]].concat())?;
     Snapshot::take(&lab.host)?.assert_same_as(&before)?;
-    lab.up(Hook::Tcx)?;
+    lab.up(Hook::of_the_kernel())?;
     lab.vmnat_ok(&["dnat", "add", "8080:192.168.122.10:80"])?;
     lab.refused_with(10, &["dnat", "add", "8080:192.168.122.11:80"])?;
     lab.assert_invariants()

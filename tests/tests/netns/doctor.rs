@@ -292,7 +292,7 @@ fn a_probe_tries_it_all_and_leaves_nothing() -> Result<()> {
         );
     }
     Snapshot::take(&lab.host)?.assert_same_as(&before)?;
-    lab.up(Hook::Tcx)?;
+    lab.up(Hook::of_the_kernel())?;
     let said = ask(&lab, &probe)?;
     for step in ["probe-gateway", "probe-ping", "probe-tcp", "probe-fragments", "probe-mtu"] {
         ensure!(said.finding(step)?["severity"] == "fine", "{step}: {:#}", said.report);

@@ -8,7 +8,7 @@ use std::{
 
 use anyhow::{Context, Result, ensure};
 
-use super::{Namespace, connect};
+use super::{Namespace, connect, patiently};
 
 /// Over what a question goes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -62,7 +62,7 @@ fn ask_udp(namespace: &Namespace, resolver: &str, question: &[u8], patience: Dur
     let socket = namespace.run(|| UdpSocket::bind("0.0.0.0:0"))?;
     namespace.run(|| socket.connect(resolver))?;
     socket.send(question)?;
-    socket.set_read_timeout(Some(patience))?;
+    socket.set_read_timeout(Some(patiently(patience)))?;
     let mut answer = vec![0; 1 << 12];
     let length = socket.recv(&mut answer)?;
     answer.truncate(length);
@@ -71,7 +71,7 @@ fn ask_udp(namespace: &Namespace, resolver: &str, question: &[u8], patience: Dur
 
 fn ask_tcp(namespace: &Namespace, resolver: &str, question: &[u8], patience: Duration) -> Result<Vec<u8>> {
     let mut stream = connect(namespace, None, resolver, patience)?;
-    stream.set_read_timeout(Some(patience))?;
+    stream.set_read_timeout(Some(patiently(patience)))?;
     let length = u16::try_from(question.len())?.to_be_bytes();
     stream.write_all(&[&length[..], question].concat())?;
     let mut length = [0; 2];

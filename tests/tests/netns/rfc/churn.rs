@@ -46,7 +46,7 @@ fn one(stream: TcpStream, number: u32) -> Result<()> {
 #[test]
 fn recycled_ports_deliver_nothing_to_the_wrong_peer() -> Result<()> {
     let mut lab = Lab::new()?;
-    lab.up(Hook::Tcx)?;
+    lab.up(Hook::of_the_kernel())?;
     for guest in &lab.guests {
         guest.set_sysctl("net/ipv4/ip_local_port_range", PORTS)?;
     }

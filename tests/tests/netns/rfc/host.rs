@@ -22,7 +22,7 @@ fn ports_of_the_hosts_sockets_are_no_guests() -> Result<()> {
     let asker = Asker::new(&lab.host, 40_001)?;
     let own = asker.ask(SERVER_ECHO)?;
     let mut conversation = Conversation::open_from(&lab.host, 40_002, SERVER_ECHO)?;
-    lab.up(Hook::Tcx)?;
+    lab.up(Hook::of_the_kernel())?;
     let _late_servers =
         [Service::tcp_echo(&lab.host, "0.0.0.0:21500")?, Service::udp_echo(&lab.host, "0.0.0.0:21501")?];
     let late = Asker::new(&lab.host, 21_502)?;
@@ -69,7 +69,7 @@ fn inside_and_outside_with_the_same_numbers_are_refused() -> Result<()> {
         lab.refused_with(8, &["up", "--bridge", "virbr0", "--uplink", "enp3s0", "--network", network])?;
     }
     lab.host.run(|| TcpListener::bind("0.0.0.0:2222")).context("a socket of the host")?;
-    lab.up(Hook::Tcx)?;
+    lab.up(Hook::of_the_kernel())?;
     client::converse(lab.guest(1)?, SERVER_ECHO)?;
     lab.assert_invariants()
 }
@@ -81,13 +81,13 @@ fn destinations_without_translation_see_the_guest_itself() -> Result<()> {
     let mut lab = Lab::with(Setup { ip_forward: true, ..Setup::default() })?;
     lab.router.ip(&format!("route add 192.168.122.0/24 via {EXTERNAL}\n"))?;
     let near = format!("{RESOLVER}:7000");
-    lab.up_with(Hook::Tcx, &["--no-nat", &format!("{RESOLVER}/32")])?;
+    lab.up_with(Hook::of_the_kernel(), &["--no-nat", &format!("{RESOLVER}/32")])?;
     let guest = lab.guest(1)?;
     let seen_as = client::ask(guest, &near)?;
     ensure!(seen_as.ip().to_string() == guest_address(1), "the near server sees {seen_as}");
     let seen_as = client::ask(guest, SERVER_ECHO)?;
     ensure!(seen_as.ip().to_string() == EXTERNAL, "the other server sees {seen_as}");
-    lab.up_with(Hook::Tcx, &["--no-nat", "none"])?;
+    lab.up_with(Hook::of_the_kernel(), &["--no-nat", "none"])?;
     lab.leaks.forget()?;
     let seen_as = client::ask(guest, &near)?;
     ensure!(seen_as.ip().to_string() == EXTERNAL, "after --no-nat none the near server sees {seen_as}");
@@ -115,7 +115,7 @@ fn the_host_keeps_its_services_beside_200_busy_guests() -> Result<()> {
     const IDENTIFIER: u16 = 77;
     let mut lab = Lab::new()?;
     let _servers = [123, 67].map(|port| Service::udp_echo(&lab.world, &format!("{SERVER}:{port}")));
-    lab.up(Hook::Tcx)?;
+    lab.up(Hook::of_the_kernel())?;
     let kinds: [(Kind, &str); 4] = [
         (|ends| Packet::echo(ends, IDENTIFIER, 1, b"ping"), SERVER),
         (|ends| Packet::udp(ends, 123, 123, b"time"), SERVER),
@@ -147,7 +147,7 @@ fn the_host_keeps_its_services_beside_200_busy_guests() -> Result<()> {
 fn seventy_thousand_flows_of_a_guest_starve_nobody() -> Result<()> {
     let mut lab = Lab::new()?;
     lab.router.ip("route add blackhole 192.0.2.0/24\n")?;
-    lab.up(Hook::Tcx)?;
+    lab.up(Hook::of_the_kernel())?;
     let mut sessions =
         [Conversation::open(lab.guest(1)?, SERVER_ECHO)?, Conversation::open(lab.guest(2)?, SERVER_ECHO)?];
     let wire = Tap::open(lab.guest(1)?, "eth0")?;

@@ -211,7 +211,7 @@ fn unknown_protocols_never_leave_untranslated() -> Result<()> {
 #[test]
 fn broadcast_and_multicast_are_not_forwarded() -> Result<()> {
     let mut lab = Lab::with(Setup { ip_forward: true, ..Setup::default() })?;
-    lab.up(Hook::Tcx)?;
+    lab.up(Hook::of_the_kernel())?;
     let (guest, router) = (Tap::open(lab.guest(1)?, "eth0")?, Tap::open(&lab.router, "wan0")?);
     let everybody: [Address; 8] = [
         [255, 255, 255, 255],

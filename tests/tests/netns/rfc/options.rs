@@ -13,7 +13,7 @@ const SYN: u8 = 0x02;
 #[test]
 fn discovery_finds_endpoint_independent_filtering_where_it_is_asked_for() -> Result<()> {
     let mut lab = Lab::new()?;
-    lab.up_with(Hook::Tcx, &OPEN_TO_ALL)?;
+    lab.up_with(Hook::of_the_kernel(), &OPEN_TO_ALL)?;
     let stun = Stun::serve(&lab)?;
     let guest = lab.guest(2)?;
     let found = stun.discovery(guest, &["-m", "-f", "-L", &guest_address(2), "-l", "5000"])?;
@@ -29,7 +29,7 @@ fn discovery_finds_endpoint_independent_filtering_where_it_is_asked_for() -> Res
 fn discovery_finds_hairpinning() -> Result<()> {
     for arguments in [&OPEN_TO_ALL[..], &[]] {
         let mut lab = Lab::new()?;
-        lab.up_with(Hook::Tcx, arguments)?;
+        lab.up_with(Hook::of_the_kernel(), arguments)?;
         let stun = Stun::serve(&lab)?;
         let found = stun.discovery(lab.guest(2)?, &["-m", "-H", "-L", &guest_address(2), "-l", "5000"])?;
         ensure!(found.contains("hairpin") && !found.contains("not support"), "{arguments:?}: {found}");

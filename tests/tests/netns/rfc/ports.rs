@@ -42,7 +42,7 @@ fn changed_ports_cannot_be_guessed() -> Result<()> {
     scene.lab.vmnat_ok(&["down"])?;
     // Secret and mappings are kept over `down`, so that freed ports rest; without them the secret is another.
     std::fs::remove_file("/var/lib/vmnat/default/mappings").context("the mappings that `down` keeps")?;
-    scene.lab.up(vmnat_tests::lab::vmnat::Hook::Tcx)?;
+    scene.lab.up(vmnat_tests::lab::vmnat::Hook::of_the_kernel())?;
     let others = changed_ports(&scene, 20_000)?;
     let same = ports.iter().zip(&others).filter(|(one, other)| one == other).count();
     ensure!(same <= 3, "{same} of 200 ports are the same under another secret");

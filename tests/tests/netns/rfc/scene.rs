@@ -60,7 +60,7 @@ impl Scene {
 
     /// A lab that differs from the plain one, or further arguments of `vmnat up`.
     pub fn with(setup: Setup, arguments: &[&str]) -> Result<Self> {
-        Self::on(Hook::Tcx, setup, arguments)
+        Self::on(Hook::of_the_kernel(), setup, arguments)
     }
 
     /// The same on a hook of the test's choice.

@@ -8,7 +8,7 @@ use vmnat_tests::lab::{Lab, SERVER_ECHO, client::Asker, guest_address, stun::Stu
 #[test]
 fn discovery_finds_independent_mapping_and_strict_filtering() -> Result<()> {
     let mut lab = Lab::new()?;
-    lab.up(Hook::Tcx)?;
+    lab.up(Hook::of_the_kernel())?;
     let stun = Stun::serve(&lab)?;
     Asker::new(lab.guest(1)?, 5000)?.ask(SERVER_ECHO)?;
     let guest = lab.guest(2)?;

@@ -18,7 +18,7 @@ use super::scene::{A_WHILE, OUTSIDE, S1, S2, SOON, Scene, from_guest, from_remot
 #[test]
 fn mapping_survives_a_stranger() -> Result<()> {
     let mut lab = Lab::new()?;
-    lab.up(Hook::Tcx)?;
+    lab.up(Hook::of_the_kernel())?;
     let router = Tap::open(&lab.router, "wan0")?;
     for port in [7000, 7001] {
         router
@@ -131,7 +131,7 @@ fn every_protocol_of_a_guest_has_the_same_external_address() -> Result<()> {
 #[test]
 fn guests_reach_each_other_by_external_endpoints() -> Result<()> {
     let mut lab = Lab::new()?;
-    lab.up(Hook::Tcx)?;
+    lab.up(Hook::of_the_kernel())?;
     let mut ends = Vec::new();
     for guest in &lab.guests {
         let seen_as = Asker::new(guest, 5000)?.ask(SERVER_ECHO)?;
