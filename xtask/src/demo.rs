@@ -1,5 +1,7 @@
 //! `demo`: the lab of `vmnat-tests`, shown to a person.
 
+use std::process::Command;
+
 use anyhow::Result;
 use clap::Parser;
 
@@ -32,6 +34,10 @@ pub fn build_lab() -> Result<()> {
 
 /// Replaces this process with a binary of the tests' package.
 pub fn become_binary(name: &str, args: &[String]) -> Result<()> {
-    let mut binary = program(&project::built(name).to_string_lossy(), args);
+    become_with_vmnat(&mut program(&project::built(name).to_string_lossy(), args))
+}
+
+/// Replaces this process with a program that finds `vmnat` as it was built.
+pub fn become_with_vmnat(binary: &mut Command) -> Result<()> {
     command::become_program(binary.env(project::VMNAT, project::built("vmnat")))
 }

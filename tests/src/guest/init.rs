@@ -63,6 +63,16 @@ report nginx started /usr/sbin/nginx -c /etc/nginx/nginx.conf
 report sshd started /usr/sbin/sshd -E /dev/console
 "#;
 
+/// It does what it is told by its second serial port, a line a command; the port stays open, lest what comes early is lost. By
+/// way of a pipe: at a terminal the shell would
+/// repeat what it reads.
+const WORKS: &str = r"
+exec 3<>/dev/ttyS1
+stty raw -echo <&3
+report worker true
+cat <&3 | sh >&3 2>&1
+";
+
 /// Init never ends: the kernel would panic.
 const END: &str = r#"
 echo "vm:done ok"
@@ -77,6 +87,11 @@ pub(super) fn caller() -> String {
 /// Init of a guest that asks for its address first.
 pub(super) fn fresh() -> String {
     [FRESH, END].concat()
+}
+
+/// Init of a guest that does what it is told.
+pub(super) fn worker() -> String {
+    [GUEST, WORKS, END].concat()
 }
 
 /// Init of a guest that runs real servers.

@@ -5,6 +5,7 @@ mod init;
 mod login;
 mod server;
 pub mod software;
+pub mod worker;
 
 use std::{
     fs,
@@ -123,7 +124,17 @@ impl VirtualMachine {
 }
 
 /// Boots a guest on a tap in the lab's bridge, with the files that it serves.
-fn boot_guest(lab: &Lab, kernel: &Kernel, mut archive: Archive) -> Result<VirtualMachine> {
+fn boot_guest(lab: &Lab, kernel: &Kernel, archive: Archive) -> Result<VirtualMachine> {
+    boot_guest_with(lab, kernel, archive, &[])
+}
+
+/// The same with further devices.
+fn boot_guest_with(
+    lab: &Lab,
+    kernel: &Kernel,
+    mut archive: Archive,
+    devices: &[&str],
+) -> Result<VirtualMachine> {
     archive.file("www/index.html", 0o644, b"served by the guest\n");
     archive.file("www/bytes", 0o644, &service::content(SERVED));
     // A host that is a machine of its own has no QEMU.
@@ -134,7 +145,8 @@ fn boot_guest(lab: &Lab, kernel: &Kernel, mut archive: Archive) -> Result<Virtua
     let arguments = kernel_arguments();
     let network = format!("tap,id=n,ifname={TAP},script=no,downscript=no");
     let device = format!("virtio-net-pci,netdev=n,mac={MAC},romfile=");
-    boot_machine(lab, kernel, archive, &arguments, &["-m", "256", "-netdev", &network, "-device", &device])
+    let usual = ["-m", "256", "-netdev", &network, "-device", &device];
+    boot_machine(lab, kernel, archive, &arguments, &[&usual, devices].concat())
 }
 
 fn boot_machine(

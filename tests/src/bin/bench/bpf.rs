@@ -6,7 +6,8 @@ use std::{
 };
 
 use anyhow::{Context as _, Result};
-use aya_obj::generated::{bpf_attach_type, bpf_attr, bpf_cmd, bpf_map_type, bpf_prog_type};
+use aya_obj::generated::{bpf_attach_type, bpf_attr, bpf_cmd, bpf_map_type, bpf_prog_info, bpf_prog_type};
+use vmnat_user::rawbpf;
 
 use crate::program::Instruction;
 
@@ -62,6 +63,67 @@ pub fn counter() -> Result<OwnedFd> {
     attr.__bindgen_anon_1.max_entries = 1;
     // SAFETY: the attribute holds no pointer.
     unsafe { open(bpf_cmd::BPF_MAP_CREATE, &mut attr) }.context("making a map")
+}
+
+/// An array of one program, for a tail call to it.
+pub fn tail_call(program: BorrowedFd<'_>) -> Result<OwnedFd> {
+    let mut attr = empty_attr();
+    attr.__bindgen_anon_1.map_type = bpf_map_type::BPF_MAP_TYPE_PROG_ARRAY as u32;
+    attr.__bindgen_anon_1.key_size = u32::try_from(size_of::<u32>())?;
+    attr.__bindgen_anon_1.value_size = u32::try_from(size_of::<u32>())?;
+    attr.__bindgen_anon_1.max_entries = 1;
+    // SAFETY: the attribute holds no pointer.
+    let map = unsafe { open(bpf_cmd::BPF_MAP_CREATE, &mut attr) }.context("making an array of programs")?;
+    rawbpf::update(map.as_fd(), &0_u32, &descriptor(program), rawbpf::ANY)
+        .context("filling an array of programs")?;
+    Ok(map)
+}
+
+/// How large a program is.
+#[derive(Clone, Copy, Debug)]
+pub struct ProgramInfo {
+    /// Instructions that the verifier walked.
+    pub verified: u32,
+    /// Instructions as the kernel translated them.
+    pub translated: u32,
+    /// Bytes of machine code.
+    pub jited_bytes: u32,
+}
+
+/// Asks the kernel how large a program is.
+pub fn program_info(program: BorrowedFd<'_>) -> Result<ProgramInfo> {
+    // SAFETY: a plain C structure, for which zero (no buffers) is a value.
+    let mut info: bpf_prog_info = unsafe { mem::zeroed() };
+    let mut attr = empty_attr();
+    attr.info.bpf_fd = descriptor(program);
+    attr.info.info_len = u32::try_from(size_of::<bpf_prog_info>())?;
+    attr.info.info = (&raw mut info) as u64;
+    // SAFETY: the structure is live and as large as stated.
+    unsafe { call(bpf_cmd::BPF_OBJ_GET_INFO_BY_FD, &mut attr) }.context("asking what a program is like")?;
+    Ok(ProgramInfo {
+        verified: info.verified_insns,
+        translated: info.xlated_prog_len / 8,
+        jited_bytes: info.jited_prog_len,
+    })
+}
+
+/// Runs a classifier again and again on one packet, as if it had come in by the interface; nanoseconds of a run.
+pub fn run(program: BorrowedFd<'_>, ifindex: u32, frame: &[u8], repeat: u32) -> Result<u32> {
+    // `struct __sk_buff` of `linux/bpf.h`, which `ifindex` is a part of.
+    const IFINDEX: usize = 40;
+    let mut context = [0_u8; 192];
+    context[IFINDEX..IFINDEX + 4].copy_from_slice(&ifindex.to_ne_bytes());
+    let mut attr = empty_attr();
+    attr.test.prog_fd = descriptor(program);
+    attr.test.data_in = frame.as_ptr() as u64;
+    attr.test.data_size_in = u32::try_from(frame.len())?;
+    attr.test.ctx_in = context.as_ptr() as u64;
+    attr.test.ctx_size_in = u32::try_from(context.len())?;
+    attr.test.repeat = repeat;
+    // SAFETY: frame and context are live and as large as stated.
+    unsafe { call(bpf_cmd::BPF_PROG_TEST_RUN, &mut attr) }.context("running a program")?;
+    // SAFETY: the kernel has written the duration, an integer.
+    Ok(unsafe { attr.test.duration })
 }
 
 /// Puts a classifier at an interface's ingress, of the caller's network namespace, for as long as the link lives.

@@ -85,5 +85,6 @@ fn describe(add: &Series, again: &Series, remove: &Series, rounds: usize) -> Sec
         text: [how, table(&["call", "seconds"], &rows), verdict].join("\n\n"),
         data,
         goals: vec![goal],
+        plots: Vec::new(),
     }
 }

@@ -1,5 +1,7 @@
 //! The ways to forward that are compared, and the directions.
 
+use crate::hook::ModeHook;
+
 /// How a rig forwards.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Forwarding {
@@ -15,6 +17,8 @@ pub enum Forwarding {
     Route,
     /// The kernel routes and nftables masquerades.
     Masquerade,
+    /// The kernel routes, with what libvirt's iptables backend installs for its default network.
+    Libvirt,
     /// vmnat at the bridge's port.
     Port,
     /// The same without the guard at the uplink's egress.
@@ -23,6 +27,8 @@ pub enum Forwarding {
     BridgeHook,
     /// vmnat of another build at the bridge's port.
     Against,
+    /// Whatever an operator's script sets up.
+    Hooked(&'static ModeHook),
 }
 
 impl Forwarding {
@@ -35,16 +41,28 @@ impl Forwarding {
             Self::Bridge => "plain L2 bridge",
             Self::Route => "plain L3 forward, no rules",
             Self::Masquerade => "nft masquerade",
+            Self::Libvirt => "libvirt's iptables rules",
             Self::Port => "vmnat, port hook",
             Self::Unguarded => "vmnat, port hook, without its guard",
             Self::BridgeHook => "vmnat, bridge hook",
             Self::Against => "vmnat of the other build, port hook",
+            Self::Hooked(hook) => hook.name.as_str(),
         }
     }
 
     /// True when a guest's address is replaced.
     pub fn translates(self) -> bool {
-        self.is_vmnat() || self == Self::Masquerade
+        self.is_vmnat() || self.is_tracked() || matches!(self, Self::Hooked(_))
+    }
+
+    /// True when netfilter's connection tracking has a part in it.
+    pub const fn is_tracked(self) -> bool {
+        matches!(self, Self::Masquerade | Self::Libvirt)
+    }
+
+    /// True when the kernel is to route.
+    pub const fn is_routed(self) -> bool {
+        matches!(self, Self::Route | Self::Masquerade | Self::Libvirt)
     }
 
     /// True when it is vmnat that forwards.
@@ -63,6 +81,9 @@ pub enum Direction {
 }
 
 impl Direction {
+    /// Both.
+    pub const BOTH: [Self; 2] = [Self::Outbound, Self::Inbound];
+
     /// The word.
     pub const fn name(self) -> &'static str {
         match self {

@@ -1,5 +1,7 @@
 //! What a run must show.
 
+use crate::report::table;
+
 /// A bound on a ratio.
 #[derive(Clone, Debug)]
 pub struct Goal {
@@ -38,4 +40,10 @@ impl Goal {
         let verdict = if self.is_met() { "met" } else { "MISSED" };
         [self.what.clone(), bound, format!("{:.3}", self.ratio), verdict.to_owned()]
     }
+}
+
+/// Every goal with its bound, what was measured, and whether it is met.
+pub fn table_of(goals: &[Goal], heading: &str) -> String {
+    let rows: Vec<_> = goals.iter().map(Goal::cells).collect();
+    table(&[heading, "bound", "measured", ""], &rows)
 }

@@ -1,5 +1,7 @@
 //! The programs of the bench, a handful of instructions each.
 
+pub mod spread;
+
 use std::os::fd::{AsRawFd as _, BorrowedFd};
 
 /// An instruction as it lies in memory of a little-endian machine (`struct bpf_insn` of `linux/bpf.h`).
@@ -31,6 +33,8 @@ const ADD_IMMEDIATE: u8 = 0x07;
 const OR_IMMEDIATE: u8 = 0x47;
 const AND_IMMEDIATE: u8 = 0x57;
 const SHIFT_RIGHT_IMMEDIATE: u8 = 0x77;
+const MULTIPLY_IMMEDIATE: u8 = 0x27;
+const TO_BIG_ENDIAN: u8 = 0xdc;
 const XOR_IMMEDIATE: u8 = 0xa7;
 const JUMP_IF_GREATER: u8 = 0x2d;
 const CALL: u8 = 0x85;
@@ -38,7 +42,9 @@ const EXIT: u8 = 0x95;
 
 const XDP_PASS: u32 = 2;
 const TC_ACT_SHOT: u32 = 2;
+const BPF_PSEUDO_MAP_FD: u8 = 1;
 const BPF_PSEUDO_MAP_VALUE: u8 = 2;
+const BPF_FUNC_TAIL_CALL: u32 = 12;
 const BPF_FUNC_GET_PRANDOM_U32: u32 = 7;
 const BPF_FUNC_REDIRECT: u32 = 23;
 const BPF_FUNC_REDIRECT_NEIGH: u32 = 152;
@@ -134,6 +140,30 @@ fn guarded(body: Vec<Instruction>) -> Vec<Instruction> {
     ];
     program.extend(body);
     program.extend(answer(XDP_PASS));
+    program
+}
+
+/// Classifier: writes the frame's header and goes on to the one program of an array of programs.
+pub fn rewriter(frame: &[u8], programs: BorrowedFd<'_>) -> Vec<Instruction> {
+    let body = header(frame);
+    let mut program = vec![
+        instruction(MOVE, 6, 1, 0, 0),
+        // r2 and r3: begin and end of the packet, of `struct __sk_buff`.
+        instruction(LOAD_WORD, 2, 1, 76, 0),
+        instruction(LOAD_WORD, 3, 1, 80, 0),
+        instruction(MOVE, 4, 2, 0, 0),
+        instruction(ADD_IMMEDIATE, 4, 0, 0, HEADER as u32),
+        instruction(JUMP_IF_GREATER, 4, 3, body.len() as u16, 0),
+    ];
+    program.extend(body);
+    program.extend([
+        instruction(MOVE, 1, 6, 0, 0),
+        instruction(LOAD_IMMEDIATE, 2, BPF_PSEUDO_MAP_FD, 0, programs.as_raw_fd().cast_unsigned()),
+        instruction(0, 0, 0, 0, 0),
+        instruction(MOVE_IMMEDIATE, 3, 0, 0, 0),
+        instruction(CALL, 0, 0, 0, BPF_FUNC_TAIL_CALL),
+    ]);
+    program.extend(answer(TC_ACT_SHOT));
     program
 }
 

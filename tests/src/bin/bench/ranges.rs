@@ -141,7 +141,14 @@ fn describe(all: &[Measured], rounds: usize) -> Section {
     paragraphs.push(table(&["goal, median of raw ratios", "bound", "measured", ""], &cells));
     let rows: Vec<Value> = all.iter().flat_map(Measured::json).collect();
     let data = json!({ "schema": 1, "machine": report::machine(), "rounds": rounds, "rows": rows });
-    Section { name: "ranges", title: "Ranges of ports", text: paragraphs.join("\n\n"), data, goals }
+    Section {
+        name: "ranges",
+        title: "Ranges of ports",
+        text: paragraphs.join("\n\n"),
+        data,
+        goals,
+        plots: Vec::new(),
+    }
 }
 
 fn method(all: &[Measured], rounds: usize) -> String {

@@ -6,13 +6,27 @@ use anyhow::{Context as _, Result};
 use comfy_table::{Cell, CellAlignment, Table, presets::ASCII_MARKDOWN};
 use serde_json::{Value, json};
 
-use crate::goal::Goal;
+use crate::{goal::Goal, plot::Plot};
 
 const INTRODUCTION: &str = "# Benchmarks
 
-Written by `cargo xtask bench`. All figures of a section come from one run, in which everything that is compared took turns;
-compare within a section, not across machines. The machine is a shared one, so other work disturbs all rows alike.
+Written by `cargo xtask bench`, but for the last section, which is docs/benchmarks/notes.md. All figures of a section come from one
+run, in which everything that is compared took turns; compare within a section, not across machines. The machine is a shared one, so
+other work disturbs all rows alike. The figures of every round are in docs/benchmarks/*.json.
 ";
+
+/// Titles of all sections, in the order in which they stand.
+const ORDER: [&str; 9] = [
+    "Nanoseconds of a packet",
+    "Many flows",
+    "Streams",
+    "Connections",
+    "Latency",
+    "A real guest",
+    "Programs alone",
+    "Ranges of ports",
+    "Thousands of port forwards",
+];
 
 /// The results of one bench.
 #[derive(Debug)]
@@ -27,6 +41,8 @@ pub struct Section {
     pub data: Value,
     /// What it had to show.
     pub goals: Vec<Goal>,
+    /// Its pictures.
+    pub plots: Vec<Plot>,
 }
 
 impl Section {
@@ -37,24 +53,50 @@ impl Section {
         let path = data.join(format!("{}.json", self.name));
         fs::write(&path, serde_json::to_string(&self.data)? + "\n")
             .with_context(|| path.display().to_string())?;
+        for Plot { file, svg, .. } in self.plots.iter().filter(|plot| !plot.svg.is_empty()) {
+            let path = data.join(format!("{file}.svg"));
+            fs::write(&path, svg).with_context(|| path.display().to_string())?;
+        }
+        let notes = data.join("notes.md");
+        let notes = match fs::read_to_string(&notes) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => String::new(),
+            other => other.with_context(|| notes.display().to_string())?,
+        };
         let path = folder.join("benchmarks.md");
         let known = match fs::read_to_string(&path) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => String::new(),
             other => other.with_context(|| path.display().to_string())?,
         };
-        fs::write(&path, self.placed_in(&known)).with_context(|| path.display().to_string())
+        fs::write(&path, self.placed_in(&known, &notes)).with_context(|| path.display().to_string())
     }
 
-    /// The document with this section in its place.
-    fn placed_in(&self, known: &str) -> String {
-        let heading = |section: &str| section.lines().next().unwrap_or_default().to_owned();
+    /// The document with this section in its place, and the notes at the end.
+    fn placed_in(&self, known: &str, notes: &str) -> String {
         let mut sections: Vec<String> =
             known.split("\n## ").skip(1).map(|text| text.trim().to_owned()).collect();
-        sections.retain(|section| heading(section) != self.title);
+        sections.retain(|section| {
+            let heading = heading(section);
+            heading != self.title && ORDER.contains(&heading)
+        });
         sections.push(format!("{}\n\n{}\n\n{}", self.title, machine_in_words(), self.text.trim()));
-        sections.sort_by_key(|section| heading(section));
+        sections.sort_by_key(|section| ORDER.iter().position(|title| *title == heading(section)));
+        // The notes stand as they were written, below their own heading.
+        let notes = notes.trim();
+        sections.extend(notes.strip_prefix("## ").map(str::to_owned));
         format!("{INTRODUCTION}\n## {}\n", sections.join("\n\n## "))
     }
+}
+
+fn heading(section: &str) -> &str {
+    section.lines().next().unwrap_or_default()
+}
+
+/// A number as people write it.
+pub fn thousands(number: u32) -> String {
+    let digits = number.to_string();
+    let groups: Vec<&str> =
+        digits.as_bytes().rchunks(3).rev().filter_map(|group| std::str::from_utf8(group).ok()).collect();
+    groups.join(",")
 }
 
 /// A table that is Markdown and reads well as it is.

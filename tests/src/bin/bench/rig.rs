@@ -8,10 +8,13 @@
 //! Each rig has namespaces of its own, so nothing is switched between measurements. Neighbours are permanent: the sinks
 //! take ARP away too.
 
+pub mod lane;
+
 use std::{
     fs,
-    os::fd::{AsFd as _, BorrowedFd, OwnedFd},
+    os::fd::{AsFd as _, OwnedFd},
     path::{Path, PathBuf},
+    sync::atomic::{AtomicU32, Ordering},
     time::Duration,
 };
 
@@ -19,18 +22,19 @@ use anyhow::{Context as _, Result, ensure};
 use serde_json::Value;
 use vmnat_tests::lab::{
     EXTERNAL, GATEWAY, ROUTER, SERVER,
-    frame::{Ends, Ipv4, Mac, Packet, Tap},
+    frame::{Mac, Tap},
     guest_address,
     namespace::Namespace,
-    octets, vmnat,
+    octets, vmnat, written,
 };
 
+pub use self::lane::Lane;
 use crate::{
     bpf::{self, Kind},
     count::Count,
-    cpu,
     forwarding::{Direction, Forwarding},
     program::{self, Instruction},
+    rulesets,
 };
 
 const GUEST_MAC: Mac = [0x52, 0x54, 0, 0, 0, 0x10];
@@ -39,34 +43,11 @@ const UPLINK_MAC: Mac = vmnat_tests::lab::UPLINK_MAC;
 const PEER_MAC: Mac = vmnat_tests::lab::ROUTER_MAC;
 
 const GUEST_PORT: u16 = 40_000;
-const REMOTE_PORT: u16 = 7_000;
-
-/// Bytes before the payload: Ethernet, IPv4, UDP.
-const HEADERS: usize = 42;
 
 /// Frames whose every one is looked at before a rig is measured.
 pub const PROOF: u32 = 256;
 
 const PATIENCE: Duration = Duration::from_secs(3);
-
-const MASQUERADE: &str = "
-table ip nat {
-  chain prerouting {
-    type nat hook prerouting priority dstnat; policy accept;
-  }
-  chain postrouting {
-    type nat hook postrouting priority srcnat; policy accept;
-    ip saddr 192.168.122.0/24 ip daddr != 192.168.122.0/24 masquerade
-  }
-}
-table ip filter {
-  chain forward {
-    type filter hook forward priority filter; policy drop;
-    ct state established,related accept
-    iifname virbr0 oifname enp3s0 accept
-  }
-}
-";
 
 /// A rig.
 #[derive(Debug)]
@@ -79,7 +60,8 @@ pub struct Rig {
     pub host: Namespace,
     /// The guest.
     pub guest: Namespace,
-    peer: Namespace,
+    /// The world's end of the uplink.
+    pub peer: Namespace,
     /// Name of vmnat's instance.
     pub instance: String,
     /// What the world sees the guest's flow as.
@@ -89,26 +71,17 @@ pub struct Rig {
     pub program: Option<PathBuf>,
 }
 
-/// Frames for one direction of a rig.
-#[derive(Debug)]
-pub struct Lane {
-    /// Which way.
-    pub direction: Direction,
-    frame: Vec<u8>,
-    generator: OwnedFd,
-    interface: u32,
-}
-
 impl Rig {
     /// Builds a rig.
     pub fn new(forwarding: Forwarding, br_netfilter: bool) -> Result<Self> {
+        static NUMBER: AtomicU32 = AtomicU32::new(0);
         let rig = Self {
             forwarding,
             br_netfilter,
             host: Namespace::new("host")?,
             guest: Namespace::new("guest")?,
             peer: Namespace::new("peer")?,
-            instance: format!("bench-{forwarding:?}-{br_netfilter}").to_lowercase(),
+            instance: format!("bench-{}", NUMBER.fetch_add(1, Ordering::Relaxed)),
             external: (octets(&guest_address(1))?, GUEST_PORT),
             links: Vec::new(),
             program: None,
@@ -157,11 +130,10 @@ impl Rig {
     }
 
     fn set_sysctls(&self) -> Result<()> {
-        let routes = matches!(self.forwarding, Forwarding::Route | Forwarding::Masquerade);
         for scope in ["all", "default", "virbr0", "enp3s0"] {
             self.host.set_sysctl(&format!("net/ipv4/conf/{scope}/rp_filter"), "0")?;
         }
-        self.host.set_sysctl("net/ipv4/ip_forward", if routes { "1" } else { "0" })?;
+        self.host.set_sysctl("net/ipv4/ip_forward", if self.forwarding.is_routed() { "1" } else { "0" })?;
         let setting = "net/bridge/bridge-nf-call-iptables";
         let set = self.host.set_sysctl(setting, if self.br_netfilter { "1" } else { "0" });
         // Where br_netfilter is not loaded, it is off.
@@ -175,6 +147,9 @@ impl Rig {
             guest_address(1)
         ))?;
         self.peer.ip(&format!("address add {ROUTER}/24 dev wan0\naddress add {SERVER}/32 dev wan0\n"))?;
+        if !self.forwarding.translates() {
+            self.peer.ip(&format!("route add 192.168.122.0/24 via {EXTERNAL}\n"))?;
+        }
         Ok((&self.guest, &self.peer))
     }
 
@@ -192,8 +167,12 @@ impl Rig {
                 self.link(&program::redirect_to_neighbour(uplink, octets(ROUTER)?), port)?;
                 self.link(&program::redirect(port), uplink)
             }
-            Forwarding::Masquerade => {
-                self.host.nft(MASQUERADE)?;
+            Forwarding::Masquerade | Forwarding::Libvirt => {
+                if self.forwarding == Forwarding::Masquerade {
+                    self.host.nft(rulesets::MASQUERADE)?;
+                } else {
+                    self.host.exec_with(&["iptables-nft-restore"], rulesets::LIBVIRT)?;
+                }
                 // Frames of the generator carry checksums that no device has checked; what comes from a guest's
                 // virtio or a network card does not make connection tracking add them up.
                 self.host.set_sysctl("net/netfilter/nf_conntrack_checksum", "0")
@@ -202,6 +181,12 @@ impl Rig {
             Forwarding::Unguarded => {
                 self.up(&[])?;
                 self.unguard()
+            }
+            Forwarding::Hooked(hook) => {
+                hook.call(&self.host, "up")?;
+                // Where the script loads no connection tracking, there is nothing to set.
+                self.host.set_sysctl("net/netfilter/nf_conntrack_checksum", "0").ok();
+                Ok(())
             }
         }
     }
@@ -267,111 +252,6 @@ impl Rig {
         Ok(())
     }
 
-    /// The lane of a direction, for frames of `size` bytes.
-    pub fn lane(&self, direction: Direction, size: usize) -> Result<Lane> {
-        let frame = self.frame(direction, size)?;
-        let generator = bpf::load(Kind::Xdp, &program::generator(&frame))?;
-        let interface = match direction {
-            Direction::Outbound => self.host.interface("vnet1")?,
-            Direction::Inbound => self.host.interface("enp3s0")?,
-        };
-        Ok(Lane { direction, frame, generator, interface })
-    }
-
-    fn frame(&self, direction: Direction, size: usize) -> Result<Vec<u8>> {
-        let (inside, remote) = (octets(&guest_address(1))?, octets(SERVER)?);
-        let (external, external_port) = self.external;
-        let bridged = self.forwarding == Forwarding::Bridge;
-        let (ends, from, to) = match direction {
-            Direction::Outbound => {
-                let to_mac = if bridged { PEER_MAC } else { BRIDGE_MAC };
-                let ends = Ends { from_mac: GUEST_MAC, to_mac, source: inside, destination: remote };
-                (ends, GUEST_PORT, REMOTE_PORT)
-            }
-            Direction::Inbound => {
-                let to_mac = if bridged { GUEST_MAC } else { UPLINK_MAC };
-                let ends = Ends { from_mac: PEER_MAC, to_mac, source: remote, destination: external };
-                (ends, REMOTE_PORT, external_port)
-            }
-        };
-        Ok(Packet::udp(ends, from, to, &vec![0x5a; size.saturating_sub(HEADERS)]).bytes())
-    }
-
-    /// Sends `packets` frames and returns the nanoseconds of each; every frame must have reached the sink.
-    pub fn send(&self, lane: &Lane, packets: u32) -> Result<u32> {
-        let before = self.arrived(lane.direction)?;
-        let nanoseconds = self.inject(lane.generator.as_fd(), lane.interface, &lane.frame, packets)?;
-        let arrived = self.arrived(lane.direction)?.wrapping_sub(before);
-        let expected = if self.forwarding == Forwarding::Floor { 0 } else { u64::from(packets) };
-        // The agent's and the kernel's own packets may add a few; none may be missing.
-        ensure!(
-            (expected..=expected.saturating_add(8)).contains(&arrived),
-            "{}, {}: {arrived} packets of {expected} reached the sink",
-            self.name(),
-            lane.direction.name()
-        );
-        Ok(nanoseconds)
-    }
-
-    /// Sends frames into the receive path of an interface of the host's; nanoseconds of each.
-    pub fn inject(
-        &self,
-        generator: BorrowedFd<'_>,
-        interface: u32,
-        frame: &[u8],
-        packets: u32,
-    ) -> Result<u32> {
-        self.host.run(|| {
-            cpu::hold()?;
-            bpf::send_live(generator, interface, frame, packets)
-        })
-    }
-
-    /// Packets that have reached the interface with the sink of a direction.
-    pub fn arrived(&self, direction: Direction) -> Result<u64> {
-        let (namespace, interface) = match direction {
-            Direction::Outbound => (&self.peer, "wan0"),
-            Direction::Inbound => (&self.guest, "eth0"),
-        };
-        let table = namespace.run(|| fs::read_to_string("/proc/thread-self/net/dev"))?;
-        let row = table.lines().find_map(|line| line.trim().strip_prefix(interface)?.strip_prefix(':'));
-        let row = row.with_context(|| format!("no {interface}"))?;
-        row.split_whitespace().nth(1).context("no count")?.parse().context("count of packets")
-    }
-
-    /// Looks at every frame of a small run where the sink takes them.
-    pub fn prove(&self, lane: &Lane) -> Result<()> {
-        let tap = match (self.forwarding, lane.direction) {
-            (Forwarding::Floor, Direction::Outbound) => Tap::open(&self.host, "vnet1")?,
-            (Forwarding::Floor, Direction::Inbound) => Tap::open(&self.host, "enp3s0")?,
-            (_, Direction::Outbound) => Tap::open(&self.peer, "wan0")?,
-            (_, Direction::Inbound) => Tap::open(&self.guest, "eth0")?,
-        };
-        self.send(lane, PROOF)?;
-        let packets: Vec<Ipv4> = tap.drain().iter().filter_map(|frame| Ipv4::parse(frame)).collect();
-        let (external, external_port) = self.external;
-        let (inside, remote) = (octets(&guest_address(1))?, octets(SERVER)?);
-        let right = |packet: &&Ipv4| {
-            let ends = (packet.source, packet.destination, packet.ports());
-            packet.header_is_sound
-                && packet.body_is_sound
-                && match lane.direction {
-                    Direction::Outbound => ends == (external, remote, Some((external_port, REMOTE_PORT))),
-                    Direction::Inbound => ends == (remote, inside, Some((REMOTE_PORT, GUEST_PORT))),
-                }
-        };
-        let sound = packets.iter().filter(right).count();
-        ensure!(
-            u32::try_from(sound)? == PROOF,
-            "{}, {}: {sound} of {PROOF} frames arrived as they should; the first of {}: {:?}",
-            self.name(),
-            lane.direction.name(),
-            packets.len(),
-            packets.first()
-        );
-        Ok(())
-    }
-
     /// Runs vmnat on the host; what it printed.
     pub fn vmnat(&self, arguments: &[&str]) -> Result<String> {
         let program = match &self.program {
@@ -394,10 +274,10 @@ impl Rig {
 
     /// Ends what was started.
     pub fn stop(&self) -> Result<()> {
-        if self.forwarding.is_vmnat() { self.vmnat(&["down"]).map(drop) } else { Ok(()) }
+        match self.forwarding {
+            Forwarding::Hooked(hook) => hook.call(&self.host, "down"),
+            vmnat if vmnat.is_vmnat() => self.vmnat(&["down"]).map(drop),
+            _ => Ok(()),
+        }
     }
-}
-
-fn written(mac: Mac) -> String {
-    mac.map(|byte| format!("{byte:02x}")).join(":")
 }

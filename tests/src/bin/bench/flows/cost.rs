@@ -1,0 +1,198 @@
+//! The cost of a packet by the number of live flows.
+
+use anyhow::{Context as _, Result};
+use serde_json::{Value, json};
+
+use super::{
+    Extent,
+    crowd::{Crowd, FRAME, SHARED_PORTS, conntrack_limit},
+};
+use crate::{
+    forwarding::{Direction, Forwarding},
+    goal::{Bound, Goal},
+    packet::WARM_UP,
+    report::{table, thousands},
+    rig::Lane,
+    statistics::Series,
+};
+
+/// What the others are compared with.
+const REFERENCE: u32 = 1_000;
+
+/// One way to forward with one number of flows.
+#[derive(Debug)]
+pub struct Row {
+    direction: Direction,
+    flows: u32,
+    /// None for the floor.
+    forwarding: Forwarding,
+    nanoseconds: Series,
+    net: Series,
+    /// Of the same round's vmnat with [`REFERENCE`] flows, both less the floor.
+    of_reference: Series,
+}
+
+/// The rigs: the floor, vmnat with few flows, vmnat and nft with ever more.
+#[derive(Debug)]
+pub struct Crowds {
+    floor: Crowd,
+    reference: Crowd,
+    /// vmnat, to the brim.
+    pub vmnat: Crowd,
+    /// nft masquerade.
+    pub masquerade: Crowd,
+    filled: u32,
+    filled_masquerade: u32,
+}
+
+impl Crowds {
+    /// Builds them for so many flows.
+    pub fn new(most: u32) -> Result<Self> {
+        let reference = Crowd::new(Forwarding::Port, REFERENCE + 24)?;
+        reference.fill(SHARED_PORTS, 0, REFERENCE)?;
+        Ok(Self {
+            floor: Crowd::new(Forwarding::Floor, 0)?,
+            reference,
+            vmnat: Crowd::new(Forwarding::Port, most + 1)?,
+            masquerade: Crowd::new(Forwarding::Masquerade, 0)?,
+            filled: 0,
+            filled_masquerade: 0,
+        })
+    }
+
+    /// Fills up to so many flows. nft goes as far as the machine's limit lets it, with room for what else is tracked.
+    fn fill(&mut self, flows: u32) -> Result<()> {
+        self.vmnat.fill(SHARED_PORTS, self.filled, flows)?;
+        self.filled = flows;
+        if u64::from(flows) + 1_000 <= conntrack_limit()? {
+            self.masquerade.fill(SHARED_PORTS, self.filled_masquerade, flows)?;
+            self.filled_masquerade = flows;
+        }
+        Ok(())
+    }
+
+    /// Measures one number of flows, both ways.
+    pub fn measure(&mut self, flows: u32, extent: Extent) -> Result<Vec<Row>> {
+        self.fill(flows)?;
+        let mut rows = Vec::new();
+        for direction in Direction::BOTH {
+            println!("flows: {} with {flows}", direction.name());
+            rows.extend(self.measure_way(direction, flows, extent)?);
+        }
+        Ok(rows)
+    }
+
+    /// Ends what runs.
+    pub fn stop(&self) -> Result<()> {
+        self.reference.rig.stop()?;
+        self.vmnat.rig.stop()
+    }
+
+    fn measure_way(&self, direction: Direction, flows: u32, extent: Extent) -> Result<Vec<Row>> {
+        let lane = |crowd: &Crowd, flows: u32| crowd.rig.random_lane(direction, FRAME, SHARED_PORTS, flows);
+        let mut turns = vec![
+            (&self.floor, lane(&self.floor, flows)?),
+            (&self.reference, lane(&self.reference, REFERENCE)?),
+        ];
+        turns.push((&self.vmnat, lane(&self.vmnat, flows)?));
+        if self.filled_masquerade == flows {
+            turns.push((&self.masquerade, lane(&self.masquerade, flows)?));
+        }
+        let mut series = vec![Series::default(); turns.len()];
+        for (crowd, lane) in &turns {
+            crowd.rig.prove(lane)?;
+        }
+        for round in 0..extent.rounds {
+            for step in 0..turns.len() {
+                let at = (round + step) % turns.len();
+                let ((crowd, lane), series) =
+                    turns.get(at).zip(series.get_mut(at)).context("no such turn")?;
+                series.0.push(turn(crowd, lane, extent.packets)?);
+            }
+        }
+        let [floor, reference, rest @ ..] = &series[..] else { return Ok(Vec::new()) };
+        let net = |own: &Series| own.with(floor, |own, floor| own - floor);
+        let few = net(reference);
+        let names = [Forwarding::Port, Forwarding::Masquerade];
+        let mut rows = vec![Row {
+            direction,
+            flows,
+            forwarding: Forwarding::Floor,
+            nanoseconds: floor.clone(),
+            net: Series::default(),
+            of_reference: Series::default(),
+        }];
+        rows.extend(names.into_iter().zip(rest).map(|(forwarding, own)| Row {
+            direction,
+            flows,
+            forwarding,
+            nanoseconds: own.clone(),
+            net: net(own),
+            of_reference: net(own).with(&few, |own, few| own / few),
+        }));
+        Ok(rows)
+    }
+}
+
+/// Every flow has a packet shortly before: what is measured is a crowd that talks, not one that has been silent.
+fn turn(crowd: &Crowd, lane: &Lane, packets: u32) -> Result<f64> {
+    let sweep = crowd.rig.ascending_lane(lane.direction, FRAME, SHARED_PORTS, 0)?;
+    crowd.rig.send(&sweep, lane.flows())?;
+    crowd.rig.send(lane, WARM_UP)?;
+    Ok(f64::from(crowd.rig.send(lane, packets)?))
+}
+
+/// What came of it, for people, for programs, and as goals.
+pub fn describe(rows: &[Row]) -> (Vec<String>, Vec<Value>, Vec<Goal>) {
+    let mut tables = Vec::new();
+    for direction in Direction::BOTH {
+        let rows: Vec<_> = rows.iter().filter(|row| row.direction == direction).map(Row::cells).collect();
+        let heading = format!("{}, spread over live flows", direction.name());
+        tables.push(table(&["live flows", &heading, "ns", "net ns", "net × vmnat at 1,000"], &rows));
+    }
+    let mut goals = Vec::new();
+    for direction in Direction::BOTH {
+        let most = |row: &&Row| row.direction == direction && row.forwarding == Forwarding::Port;
+        if let Some(row) = rows.iter().filter(most).max_by_key(|row| row.flows) {
+            goals.push(Goal {
+                what: format!(
+                    "{}: a packet's net cost with {} flows of that with 1,000",
+                    direction.name(),
+                    thousands(row.flows)
+                ),
+                ratio: row.of_reference.median(),
+                bound: Bound::AtMost(1.5),
+            });
+        }
+    }
+    (tables, rows.iter().map(Row::json).collect(), goals)
+}
+
+impl Row {
+    fn cells(&self) -> [String; 5] {
+        let is_floor = self.forwarding == Forwarding::Floor;
+        let cell =
+            |series: &Series, decimals| if is_floor { String::new() } else { series.written(decimals) };
+        [
+            thousands(self.flows),
+            self.forwarding.name().to_owned(),
+            self.nanoseconds.written(0),
+            cell(&self.net, 0),
+            cell(&self.of_reference, 2),
+        ]
+    }
+
+    fn json(&self) -> Value {
+        json!({
+            "direction": self.direction.name(), "flows": self.flows, "forwarding": self.forwarding.name(),
+            "nanoseconds": self.nanoseconds.json(), "net_nanoseconds": self.net.json(),
+            "net_of_vmnat_at_1000": self.of_reference.json(),
+        })
+    }
+
+    /// What a plot needs: way, forwarding, flows, median of the net nanoseconds; none for the floor.
+    pub fn point(&self) -> Option<(Direction, Forwarding, u32, f64)> {
+        let is_floor = self.forwarding == Forwarding::Floor;
+        (!is_floor).then(|| (self.direction, self.forwarding, self.flows, self.net.median()))
+    }
+}
