@@ -41,6 +41,20 @@ pub const fn update(field: u16, diff: u16) -> u16 {
     !fold((!field) as u64 + diff as u64)
 }
 
+/// The sum of the pseudo-header that the checksums of TCP and UDP cover (RFC 9293 section 3.1): what a checksum field holds while
+/// the rest is left to a device.
+#[must_use]
+pub const fn pseudo_header(source: Address, destination: Address, protocol: u8, length: u16) -> u16 {
+    let words = (protocol as u16).to_be() as u64 + length.to_be() as u64;
+    fold(source.to_wire() as u64 + destination.to_wire() as u64 + words)
+}
+
+/// True where two sums are the same number: 0 and 0xffff are one.
+#[must_use]
+pub const fn is_same(a: u16, b: u16) -> bool {
+    a == b || (a ^ b == 0xffff && (a == 0 || b == 0))
+}
+
 /// The internet checksum of `bytes`, in host order, over an initial partial sum. For tests and user space.
 #[must_use]
 pub fn full(bytes: &[u8], initial: u64) -> u16 {

@@ -13,11 +13,11 @@ use vmnat_common::{
 };
 
 use crate::{
-    access, bridge, classify, fragment, hairpin, icmp, lease, mss,
+    access, bridge, classify, fragment, hairpin, icmp, lease, mss, next_hop,
     parse::{self, Frame, Packet},
     quota,
     rewrite::{self, Change},
-    room, route, service, session, settings,
+    room, service, session, settings,
     verdict::{self, Mark},
 };
 
@@ -84,7 +84,7 @@ fn translate(ctx: &TcContext) -> Result<Outcome, Outcome> {
     mss::clamp(ctx, &packet, session.mtu);
     rewrite::source(ctx, &packet, Change::of(session))?;
     verdict::leave(ctx, Mark::translated(settings));
-    route::to_neighbour(session.out_if, session.next_hop);
+    next_hop::leave(ctx, &packet, session, now)?;
     Ok(Outcome::TranslatedOutbound)
 }
 

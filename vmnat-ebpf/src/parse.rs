@@ -435,6 +435,20 @@ unsafe fn load<T: Copy>(at: usize) -> T {
     unsafe { *(at as *const T) }
 }
 
+/// True for a buffer that is yet to be cut into segments; its transport checksum is partial.
+#[inline(always)]
+pub fn is_segmented(ctx: &TcContext) -> bool {
+    gso_size(ctx) != 0
+}
+
+/// Bytes from the transport header on, of a packet that [`ipv4`] has read and that starts at `start`.
+#[inline(always)]
+pub fn transport_length(start: usize, packet: &Packet) -> u16 {
+    // SAFETY: `ipv4` made sure of the header; the verifier checks the load against the caller's comparison.
+    let total = u16::from_be(unsafe { load::<u16>(start + L3 + ipv4::TOTAL_LENGTH) });
+    total.wrapping_sub((packet.l4() - L3) as u16)
+}
+
 /// Bytes of the packet, IP header included.
 #[inline(always)]
 pub fn bytes(ctx: &TcContext) -> u32 {

@@ -6,7 +6,7 @@
 
 use aya_ebpf::{
     bindings::{BPF_F_MARK_MANGLED_0, BPF_F_PSEUDO_HDR},
-    helpers::generated::{bpf_l4_csum_replace, bpf_skb_change_head},
+    helpers::generated::{bpf_csum_update, bpf_l4_csum_replace, bpf_skb_change_head},
     programs::TcContext,
 };
 use vmnat_common::{
@@ -16,7 +16,7 @@ use vmnat_common::{
     wire::{ethernet, icmp, ipv4, tcp, udp, udplite},
 };
 
-use crate::parse::{L3, Packet, Quote, bounds};
+use crate::parse::{self, L3, Packet, Quote, bounds};
 
 /// What replaces the near endpoint, and the differences that makes to checksums.
 #[derive(Clone, Copy)]
@@ -221,6 +221,21 @@ pub fn macs(ctx: &TcContext, destination: Mac, source: Mac) -> Result<(), Outcom
     Ok(())
 }
 
+/// Writes both MACs of the frame from the words of a [`vmnat_common::next_hop::NextHop`].
+#[inline(always)]
+pub fn ethernet(ctx: &TcContext, macs: u64, rest: u32) -> Result<(), Outcome> {
+    let (start, end) = bounds(ctx);
+    if start + L3 > end {
+        return Err(Outcome::RewriteFailed);
+    }
+    // SAFETY: the comparison above covers the Ethernet header.
+    unsafe {
+        store(start, macs);
+        store(start + size_of::<u64>(), rest);
+    }
+    Ok(())
+}
+
 /// Puts an Ethernet header for IPv4 before a bare IP packet; its MACs are zero until [`macs`] writes them. The kernel allows
 /// this for segments that wait to be cut, too.
 #[inline(always)]
@@ -253,7 +268,7 @@ fn endpoints(ctx: &TcContext, packet: &Packet, changes: Changes) -> Result<(), O
             }
             // SAFETY: the comparison above covers the ports.
             unsafe { ports(l4, changes) };
-            transport_sum(ctx, packet.l4() + tcp::CHECKSUM, changes, 0)
+            unsafe { sum_in_place(ctx, packet, (start, l4), tcp::CHECKSUM, changes, 0) }
         }
         Some(Protocol::Udp) => {
             if l4 + udp::LEN > end {
@@ -261,7 +276,7 @@ fn endpoints(ctx: &TcContext, packet: &Packet, changes: Changes) -> Result<(), O
             }
             // SAFETY: the comparison above covers the ports.
             unsafe { ports(l4, changes) };
-            transport_sum(ctx, packet.l4() + udp::CHECKSUM, changes, u64::from(BPF_F_MARK_MANGLED_0))
+            unsafe { sum_in_place(ctx, packet, (start, l4), udp::CHECKSUM, changes, u64::from(BPF_F_MARK_MANGLED_0)) }
         }
         Some(Protocol::Icmp) => {
             let Some(change) = changes.source.or(changes.destination) else { return Ok(()) };
@@ -325,6 +340,45 @@ unsafe fn ports(l4: usize, changes: Changes) {
     }
 }
 
+/// Updates the checksum of TCP or UDP, `at` bytes behind the transport header, which the caller has compared with the packet's
+/// end. In place, unless it is partial or may be.
+///
+/// # Safety
+/// The transport header must have been compared with the packet's end, beyond that field.
+#[inline(always)]
+unsafe fn sum_in_place(
+    ctx: &TcContext,
+    packet: &Packet,
+    (start, l4): (usize, usize),
+    at: usize,
+    changes: Changes,
+    flags: u64,
+) -> Result<(), Outcome> {
+    let field = (l4 + at) as *mut u16;
+    // SAFETY: the caller's.
+    let old = unsafe { *field };
+    if flags != 0 && old == 0 {
+        return Ok(());
+    }
+    if parse::is_segmented(ctx) || packet.is_fragment() {
+        return transport_sum(ctx, packet.l4() + at, changes, flags);
+    }
+    let length = parse::transport_length(start, packet);
+    let pseudo = checksum::pseudo_header(packet.key.source, packet.key.destination, packet.key.protocol, length);
+    if checksum::is_same(old, pseudo) {
+        return transport_sum(ctx, packet.l4() + at, changes, flags);
+    }
+    let address_diff = changes.address_diff();
+    let new = checksum::update(old, checksum::fold(u64::from(address_diff) + u64::from(changes.port_diff())));
+    // SAFETY: the caller's; and the helper takes numbers only.
+    unsafe {
+        *field = if flags != 0 && new == 0 { 0xffff } else { new };
+        bpf_csum_update(ctx.skb.skb, u32::from(!address_diff));
+    }
+    Ok(())
+}
+
+/// Updates a transport checksum by the kernel, which knows whether it is partial.
 #[inline(always)]
 fn transport_sum(ctx: &TcContext, offset: usize, changes: Changes, flags: u64) -> Result<(), Outcome> {
     let skb = ctx.skb.skb;
