@@ -17,6 +17,14 @@ pub const fn fold(sum: u64) -> u16 {
     sum as u16
 }
 
+/// The ones' complement sum of two words.
+#[must_use]
+pub const fn sum(a: u16, b: u16) -> u16 {
+    let sum = a as u32 + b as u32;
+    let [low, high] = [sum & 0xffff, sum >> 16];
+    (low + high) as u16
+}
+
 /// The difference that replacing `old` by `new` makes to a ones' complement sum.
 #[must_use]
 pub const fn address_diff(old: Address, new: Address) -> u16 {
@@ -26,19 +34,19 @@ pub const fn address_diff(old: Address, new: Address) -> u16 {
 /// The difference that replacing one port by another makes; zero when they are equal.
 #[must_use]
 pub const fn port_diff(old: Port, new: Port) -> u16 {
-    if old.to_wire() == new.to_wire() { 0 } else { fold((!old.to_wire()) as u64 + new.to_wire() as u64) }
+    if old.to_wire() == new.to_wire() { 0 } else { sum(!old.to_wire(), new.to_wire()) }
 }
 
 /// The difference that replacing one 16-bit word (in memory order) by another makes.
 #[must_use]
 pub const fn word_diff(old: u16, new: u16) -> u16 {
-    fold((!old) as u64 + new as u64)
+    sum(!old, new)
 }
 
 /// A checksum field (memory order) after the data under it changed by `diff`: RFC 1624 equation 3.
 #[must_use]
 pub const fn update(field: u16, diff: u16) -> u16 {
-    !fold((!field) as u64 + diff as u64)
+    !sum(!field, diff)
 }
 
 /// The sum of the pseudo-header that the checksums of TCP and UDP cover (RFC 9293 section 3.1): what a checksum field holds while
@@ -46,7 +54,11 @@ pub const fn update(field: u16, diff: u16) -> u16 {
 #[must_use]
 pub const fn pseudo_header(source: Address, destination: Address, protocol: u8, length: u16) -> u16 {
     let words = (protocol as u16).to_be() as u64 + length.to_be() as u64;
-    fold(source.to_wire() as u64 + destination.to_wire() as u64 + words)
+    let sum = source.to_wire() as u64 + destination.to_wire() as u64 + words;
+    // 34 bits: 16, 16 and the rest.
+    let sum = (sum & 0xffff) + ((sum >> 16) & 0xffff) + (sum >> 32);
+    let sum = (sum & 0xffff) + (sum >> 16);
+    ((sum & 0xffff) + (sum >> 16)) as u16
 }
 
 /// True where two sums are the same number: 0 and 0xffff are one.

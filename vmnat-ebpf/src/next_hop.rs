@@ -7,7 +7,7 @@
 
 use aya_ebpf::programs::TcContext;
 use vmnat_common::{
-    Address, Outcome,
+    Outcome,
     next_hop::{NextHop, header, hop, slot},
     session::Session,
     uplink::UplinkFlags,

@@ -96,7 +96,7 @@ fn judge(ctx: &TcContext, packet: &Packet) -> Result<(), Outcome> {
     if lease::is_strict(port) {
         lease::hold(ctx, packet, port)?;
     }
-    if packet.destination_mac != port.mac {
+    if packet.stations.destination != port.mac {
         return Err(bridge::to_station(ctx, packet, port).unwrap_or_else(|outcome| outcome));
     }
     let way = service::way(ctx, packet, port.bridge);

@@ -16,7 +16,9 @@ use vmnat_common::{
     Address, Mac, Outcome, Port,
     endpoint::Protocol,
     flow::{FlowKey, Side},
-    wire::{ethernet, icmp, ipv4, sctp, tcp, udp, udplite},
+    wire::{
+        ethernet::{self, Stations},
+        icmp, ipv4, sctp, tcp, udp, udplite},
 };
 
 pub use self::quote::{Quote, quote};
@@ -34,10 +36,8 @@ const PULL: u32 = (L3 + ipv4::MAX_LEN + tcp::LEN) as u32;
 pub struct Packet {
     /// The tuple as it lies on the wire; ports are zero while `tracked` is an error.
     pub key: FlowKey,
-    /// Destination and source MAC.
-    pub destination_mac: Mac,
-    /// The sender's MAC.
-    pub source_mac: Mac,
+    /// Whose frame it is; zero where the interface carries bare IP packets.
+    pub stations: Stations,
     /// Whether ports could be read, and why not.
     pub tracked: Result<(), Outcome>,
     /// Bytes from the frame's start to the transport header, 34 to 74; 14 less where there is no Ethernet header.
@@ -70,8 +70,7 @@ impl Packet {
                 side: 0,
                 reserved: 0,
             },
-            destination_mac: Mac::ZERO,
-            source_mac: Mac::ZERO,
+            stations: Stations::NONE,
             tracked: Err(Outcome::Truncated),
             l4: (L3 + ipv4::LEN) as u8,
             size: 0,
@@ -165,8 +164,7 @@ pub fn ipv4_at<const AT: usize>(ctx: &TcContext, side: Side, packet: &mut Packet
     // these loads against the same comparison.
     let (version_ihl, total_length, fragment) = unsafe {
         if AT == L3 {
-            packet.destination_mac = mac(start + ethernet::DESTINATION);
-            packet.source_mac = mac(start + ethernet::SOURCE);
+            packet.stations = Stations::from_words(load::<[u32; 3]>(start + ethernet::DESTINATION));
         }
         packet.tos = load::<u8>(l3 + ipv4::VERSION_IHL + 1);
         packet.ttl_protocol = load::<u16>(l3 + ipv4::TTL);

@@ -67,7 +67,7 @@ impl Changes {
     #[inline(always)]
     fn sum(self, diff: impl Fn(Change) -> u16) -> u16 {
         match (self.source, self.destination) {
-            (Some(one), Some(other)) => checksum::fold(u64::from(diff(one)) + u64::from(diff(other))),
+            (Some(one), Some(other)) => checksum::sum(diff(one), diff(other)),
             (Some(change), None) | (None, Some(change)) => diff(change),
             (None, None) => 0,
         }
@@ -168,7 +168,7 @@ fn quoted(
     which: End,
 ) -> Result<(), Outcome> {
     let Quote { l3, l4, protocol, .. } = *quote;
-    let both = checksum::fold(u64::from(change.address_diff) + u64::from(change.port_diff));
+    let both = checksum::sum(change.address_diff, change.port_diff);
     let (address_at, port_at) = match which {
         End::Source => (l3 + ipv4::SOURCE, l4 + tcp::SOURCE),
         End::Destination => (l3 + ipv4::DESTINATION, l4 + tcp::DESTINATION),
@@ -218,6 +218,18 @@ pub fn macs(ctx: &TcContext, destination: Mac, source: Mac) -> Result<(), Outcom
         store(start + ethernet::DESTINATION, destination);
         store(start + ethernet::SOURCE, source);
     }
+    Ok(())
+}
+
+/// Writes both MACs of the frame from words.
+#[inline(always)]
+pub fn stations(ctx: &TcContext, words: [u32; 3]) -> Result<(), Outcome> {
+    let (start, end) = bounds(ctx);
+    if start + L3 > end {
+        return Err(Outcome::RewriteFailed);
+    }
+    // SAFETY: the comparison above covers the Ethernet header.
+    unsafe { store(start + ethernet::DESTINATION, words) };
     Ok(())
 }
 
@@ -309,7 +321,7 @@ fn network(start: usize, end: usize, packet: &Packet, changes: Changes) -> Resul
     }
     let l3 = start + L3;
     let (ttl_protocol, hop_diff) = ipv4::one_hop_less(packet.ttl_protocol);
-    let diff = checksum::fold(u64::from(changes.address_diff()) + u64::from(hop_diff));
+    let diff = checksum::sum(changes.address_diff(), hop_diff);
     // SAFETY: the comparison above covers the header without options, where all of these fields lie.
     unsafe {
         store(l3 + ipv4::TTL, ttl_protocol);
@@ -369,7 +381,7 @@ unsafe fn sum_in_place(
         return transport_sum(ctx, packet.l4() + at, changes, flags);
     }
     let address_diff = changes.address_diff();
-    let new = checksum::update(old, checksum::fold(u64::from(address_diff) + u64::from(changes.port_diff())));
+    let new = checksum::update(old, checksum::sum(address_diff, changes.port_diff()));
     // SAFETY: the caller's; and the helper takes numbers only.
     unsafe {
         *field = if flags != 0 && new == 0 { 0xffff } else { new };

@@ -20,7 +20,7 @@ use vmnat_common::{
     session::{Flags, Session},
 };
 
-use crate::rewrite;
+use crate::{rewrite, session};
 
 const AF_INET: u8 = 2;
 
@@ -124,7 +124,7 @@ pub fn to_guest(ctx: &TcContext, session: &Session) -> Result<(), Outcome> {
     if session.has(Flags::VIA_NEIGHBOUR) {
         to_neighbour(session.out_if, session.address);
     } else {
-        rewrite::macs(ctx, session.destination_mac, session.source_mac)?;
+        rewrite::stations(ctx, session::stations(session))?;
         to_port(session.out_if);
     }
     Ok(())
