@@ -28,7 +28,8 @@ pub fn to_station(ctx: &TcContext, packet: &Packet, port: &BridgePort) -> Result
     }
     // SAFETY: the map is preallocated: a station that is replaced at this instant sends one frame to another port of
     // some bridge, as a bridge's own table may.
-    let Some(station) = (unsafe { STATION.get(StationKey::new(port.bridge, packet.stations.destination)) }) else {
+    let Some(station) = (unsafe { STATION.get(StationKey::new(port.bridge, packet.stations.destination)) })
+    else {
         return Err(Outcome::Bridged);
     };
     let out_if = station.port;

@@ -18,7 +18,8 @@ use vmnat_common::{
     flow::{FlowKey, Side},
     wire::{
         ethernet::{self, Stations},
-        icmp, ipv4, sctp, tcp, udp, udplite},
+        icmp, ipv4, sctp, tcp, udp, udplite,
+    },
 };
 
 pub use self::quote::{Quote, quote};

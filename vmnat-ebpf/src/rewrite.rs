@@ -288,7 +288,16 @@ fn endpoints(ctx: &TcContext, packet: &Packet, changes: Changes) -> Result<(), O
             }
             // SAFETY: the comparison above covers the ports.
             unsafe { ports(l4, changes) };
-            unsafe { sum_in_place(ctx, packet, (start, l4), udp::CHECKSUM, changes, u64::from(BPF_F_MARK_MANGLED_0)) }
+            unsafe {
+                sum_in_place(
+                    ctx,
+                    packet,
+                    (start, l4),
+                    udp::CHECKSUM,
+                    changes,
+                    u64::from(BPF_F_MARK_MANGLED_0),
+                )
+            }
         }
         Some(Protocol::Icmp) => {
             let Some(change) = changes.source.or(changes.destination) else { return Ok(()) };
@@ -376,7 +385,8 @@ unsafe fn sum_in_place(
         return transport_sum(ctx, packet.l4() + at, changes, flags);
     }
     let length = parse::transport_length(start, packet);
-    let pseudo = checksum::pseudo_header(packet.key.source, packet.key.destination, packet.key.protocol, length);
+    let pseudo =
+        checksum::pseudo_header(packet.key.source, packet.key.destination, packet.key.protocol, length);
     if checksum::is_same(old, pseudo) {
         return transport_sum(ctx, packet.l4() + at, changes, flags);
     }

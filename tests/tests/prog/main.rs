@@ -24,6 +24,7 @@ mod hairpin;
 mod inbound;
 mod leases;
 mod mss;
+mod next_hop;
 mod outbound;
 mod ports;
 mod protocols;
