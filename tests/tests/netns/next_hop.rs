@@ -15,9 +15,18 @@ const OTHER_ROUTER_MAC: [u8; 6] = [0x52, 0x54, 0, 0xee, 0, 9];
 /// How long a neighbour may take to be found anew, on a machine that has other work.
 const PATIENCE: Duration = Duration::from_secs(30);
 
-/// A lab in which a guest has just talked to the world, and whose agent is dead.
+/// A lab in which a guest has just talked to the world, and whose agent is dead. The host doubts its neighbours soon.
 fn without_agent() -> Result<(Lab, Asker, Conversation)> {
     let lab = Lab::with(Setup { guests: 1, ..Setup::default() })?;
+    for (setting, value) in [
+        ("base_reachable_time_ms", "500"),
+        ("delay_first_probe_time", "1"),
+        ("retrans_time_ms", "100"),
+        ("ucast_solicit", "2"),
+    ] {
+        lab.host.set_sysctl(&format!("net/ipv4/neigh/enp3s0/{setting}"), value)?;
+    }
+    lab.host.ip("neighbour flush dev enp3s0\n")?;
     lab.up(Hook::Tcx)?;
     let asker = Asker::new(lab.guest(1)?, 0)?;
     let mut conversation = Conversation::open(lab.guest(1)?, SERVER_ECHO)?;
@@ -54,14 +63,6 @@ fn a_router_that_announces_another_mac_is_followed_without_an_agent() -> Result<
 #[test]
 fn a_router_that_has_another_mac_in_silence_is_found_without_an_agent() -> Result<()> {
     let (mut lab, asker, mut conversation) = without_agent()?;
-    for (setting, value) in [
-        ("base_reachable_time_ms", "500"),
-        ("delay_first_probe_time", "1"),
-        ("retrans_time_ms", "100"),
-        ("ucast_solicit", "2"),
-    ] {
-        lab.host.set_sysctl(&format!("net/ipv4/neigh/enp3s0/{setting}"), value)?;
-    }
     lab.router.set_sysctl("net/ipv4/conf/wan0/arp_notify", "0")?;
     lab.router.ip(&format!(
         "link set wan0 address {}\n\
