@@ -7,8 +7,10 @@
 
 use aya_ebpf::programs::TcContext;
 use vmnat_common::{
-    Outcome,
-    next_hop::{NextHop, header, hop, slot},
+    Address, Outcome, Port,
+    endpoint::Endpoint,
+    flow::{FlowKey, Side},
+    next_hop::{header, hop, slot},
     session::Session,
     uplink::UplinkFlags,
 };
@@ -35,23 +37,23 @@ pub fn leave(ctx: &TcContext, packet: &Packet, session: &Session, now: u64) -> R
                 return Ok(());
             }
         } else {
-            renew(ctx, packet, session, known);
+            renew(ctx, session.out_if, session.next_hop.to_wire(), packet.key.source.to_wire());
         }
     }
     route::to_neighbour(session.out_if, session.next_hop);
     Ok(())
 }
 
-/// Asks the kernel for the next hop's MAC. Where it has none, where another route leads there or the uplink has no Ethernet,
-/// packets go the kernel's way until the next look.
+/// Asks the kernel for the next hop's MAC. Where it has none, where its routes lead there otherwise or the uplink has no Ethernet,
+/// packets go the kernel's way until the next look. Numbers only, so that the verifier meets it in few states.
 #[inline(never)]
-fn renew(ctx: &TcContext, packet: &Packet, session: &Session, known: &mut NextHop) -> u32 {
-    let own = hop(session.out_if, session.next_hop);
-    let Ok(settings) = settings::get() else { return 0 };
-    let (macs, rest) = match station(ctx, packet, session) {
-        Some((macs, rest)) => (macs, rest),
-        None => (0, 0),
-    };
+fn renew(ctx: &TcContext, out_if: u32, next_hop: u32, guest: u32) -> u32 {
+    let (next_hop, guest) = (Address::from_wire(next_hop), Address::from_wire(guest));
+    let own = hop(out_if, next_hop);
+    let (Ok(settings), Some(known)) = (settings::get(), NEXT_HOP.get_ptr_mut(slot(own))) else { return 0 };
+    // SAFETY: as in `leave`.
+    let known = unsafe { &mut *known };
+    let (macs, rest) = station(ctx, out_if, next_hop, guest).unwrap_or((0, 0));
     // Whoever looks meanwhile finds no station, and goes the kernel's way.
     store(&mut known.macs, 0);
     store(&mut known.hop, own);
@@ -63,16 +65,16 @@ fn renew(ctx: &TcContext, packet: &Packet, session: &Session, known: &mut NextHo
 
 /// The header of frames to the next hop.
 #[inline(always)]
-fn station(ctx: &TcContext, packet: &Packet, session: &Session) -> Option<(u64, u32)> {
+fn station(ctx: &TcContext, out_if: u32, next_hop: Address, guest: Address) -> Option<(u64, u32)> {
     // SAFETY: user space replaces whole values of this small map.
-    let uplink = unsafe { UPLINK.get(session.out_if) }?;
+    let uplink = unsafe { UPLINK.get(out_if) }?;
     if uplink.flags & UplinkFlags::NO_ETHERNET != 0 {
         return None;
     }
     let bridge = bridge::port_of(ctx).ok()?.bridge;
-    let mut key = packet.key;
-    key.destination = session.next_hop;
-    let (destination, source) = route::station(ctx, &key, packet.tos, bridge, session.out_if)?;
+    let none = Port::new(0);
+    let key = FlowKey::new(0, Side::Guest, Endpoint::new(guest, none), Endpoint::new(next_hop, none));
+    let (destination, source) = route::station(ctx, &key, bridge, out_if)?;
     Some(header(destination, source))
 }
 

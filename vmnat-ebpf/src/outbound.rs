@@ -55,7 +55,7 @@ fn translate(ctx: &TcContext) -> Result<Outcome, Outcome> {
     let epoch = settings.epoch(now);
     let found = if packet.tracked.is_ok() { session::find(&packet.key)? } else { None };
     let session = match found {
-        Some(session) if session.epoch == epoch && session::is_senders(ctx, &packet, session) => session,
+        Some(session) if session::is_current(ctx, &packet, session, epoch) => session,
         _ => {
             if let Err(reason) = judge(ctx, &packet) {
                 return Err(refused(ctx, &packet, reason));

@@ -73,8 +73,8 @@ pub fn lookup(ctx: &TcContext, key: &FlowKey, tos: u8, in_if: u32, route: &mut R
 /// The MACs of a frame to the neighbour `key.destination` behind `out_if`, and of its sender; none where the kernel has no
 /// valid entry, or where its routes lead there by another interface or router.
 #[inline(always)]
-pub fn station(ctx: &TcContext, key: &FlowKey, tos: u8, in_if: u32, out_if: u32) -> Option<(Mac, Mac)> {
-    let mut query = question(key, tos, in_if);
+pub fn station(ctx: &TcContext, key: &FlowKey, in_if: u32, out_if: u32) -> Option<(Mac, Mac)> {
+    let mut query = question(key, 0, in_if);
     // SAFETY: as in `lookup`.
     let answer = unsafe { bpf_fib_lookup(ctx.skb.skb.cast(), &raw mut query, FIB_BYTES, 0) };
     // SAFETY: the family says which member of the union is set.

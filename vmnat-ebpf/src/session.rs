@@ -46,10 +46,13 @@ pub fn find(key: &FlowKey) -> Result<Option<&'static mut Session>, Outcome> {
     if session.tag == key.tag() { Ok(Some(session)) } else { Err(Outcome::StaleFlow) }
 }
 
-/// True when the frame comes from the station and port that the session belongs to, and is addressed to the bridge.
+/// True when the session was checked in this epoch, and the frame comes from the station and port that it belongs to and is
+/// addressed to the bridge. One comparison of all of it: each of its own would have the verifier walk the judgement once more.
 #[inline(always)]
-pub fn is_senders(ctx: &TcContext, packet: &Packet, session: &Session) -> bool {
-    session.in_if == parse::interface(ctx) && stations(session) == packet.stations.words()
+pub fn is_current(ctx: &TcContext, packet: &Packet, session: &Session, epoch: u16) -> bool {
+    let [theirs, its] = [stations(session), packet.stations.words()];
+    let stations = (theirs[0] ^ its[0]) | (theirs[1] ^ its[1]) | (theirs[2] ^ its[2]);
+    stations | (session.in_if ^ parse::interface(ctx)) | u32::from(session.epoch ^ epoch) == 0
 }
 
 /// Both MACs of a session as they lie in a frame, the destination first. In words: a comparison of MACs takes them byte by byte.
