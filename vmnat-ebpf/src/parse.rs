@@ -33,7 +33,9 @@ pub const BARE: usize = 0;
 /// Bytes that are made linear when any are missing: the longest IPv4 header and a TCP header.
 const PULL: u32 = (L3 + ipv4::MAX_LEN + tcp::LEN) as u32;
 
-/// What the stages need to know of a packet.
+/// What the stages need to know of a packet. The order of members is the stack's: the verifier keeps apart what begins a word of
+/// eight bytes there, and `tracked` would have it walk the judgement for every reason.
+#[repr(C)]
 pub struct Packet {
     /// The tuple as it lies on the wire; ports are zero while `tracked` is an error.
     pub key: FlowKey,
@@ -41,20 +43,20 @@ pub struct Packet {
     pub stations: Stations,
     /// Whether ports could be read, and why not.
     pub tracked: Result<(), Outcome>,
-    /// Bytes from the frame's start to the transport header, 34 to 74; 14 less where there is no Ethernet header.
-    l4: u8,
     /// Largest IP packet that this becomes on the wire, bytes: one segment, where it will be segmented.
     pub size: u32,
     /// TTL and protocol in memory order.
     pub ttl_protocol: u16,
+    /// Flags and offset of fragments, as [`ipv4`] reads them.
+    fragment: u16,
     /// Type of service.
     pub tos: u8,
+    /// Bytes from the frame's start to the transport header, 34 to 74; 14 less where there is no Ethernet header.
+    l4: u8,
     /// TCP flags; zero for other protocols.
     pub tcp_flags: u8,
     /// ICMP type; zero for other protocols.
     pub icmp_type: u8,
-    /// Flags and offset of fragments, as [`ipv4`] reads them.
-    fragment: u16,
 }
 
 impl Packet {

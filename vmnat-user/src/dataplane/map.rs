@@ -18,6 +18,8 @@ pub const BRIDGE_PORT: &str = "BRIDGE_PORT";
 pub const UPLINK: &str = "UPLINK";
 /// Routers behind uplinks.
 pub const GATEWAY: &str = "GATEWAY";
+/// Headers of frames to next hops.
+pub const NEXT_HOP: &str = "NEXT_HOP";
 /// Port forwards.
 pub const FORWARD: &str = "FORWARD";
 /// Which of the port forwards are in use.
@@ -48,7 +50,7 @@ pub const SETTINGS: &str = "SETTINGS";
 pub const OUTCOMES: &str = "OUTCOMES";
 
 /// All of them.
-pub const ALL: [&str; 23] = [
+pub const ALL: [&str; 24] = [
     FLOW,
     MAPPING,
     NETWORK,
@@ -58,6 +60,7 @@ pub const ALL: [&str; 23] = [
     BRIDGE_PORT,
     UPLINK,
     GATEWAY,
+    NEXT_HOP,
     FORWARD,
     FORWARD_ACTIVE,
     FORWARD_PORT,
