@@ -19,6 +19,7 @@ pub const fn fold(sum: u64) -> u16 {
 
 /// The ones' complement sum of two words.
 #[must_use]
+#[expect(clippy::cast_possible_truncation, reason = "what two words carry over fits beside what is left")]
 pub const fn sum(a: u16, b: u16) -> u16 {
     let sum = a as u32 + b as u32;
     let [low, high] = [sum & 0xffff, sum >> 16];
@@ -52,6 +53,7 @@ pub const fn update(field: u16, diff: u16) -> u16 {
 /// The sum of the pseudo-header that the checksums of TCP and UDP cover (RFC 9293 section 3.1): what a checksum field holds while
 /// the rest is left to a device.
 #[must_use]
+#[expect(clippy::cast_possible_truncation, reason = "two folds leave 16 bits")]
 pub const fn pseudo_header(source: Address, destination: Address, protocol: u8, length: u16) -> u16 {
     let words = (protocol as u16).to_be() as u64 + length.to_be() as u64;
     let sum = source.to_wire() as u64 + destination.to_wire() as u64 + words;

@@ -5,7 +5,10 @@
 
 use bytemuck::{Pod, Zeroable};
 
-use crate::endpoint::{Address, Mac};
+use crate::{
+    endpoint::{Address, Mac},
+    wire::ethernet::Stations,
+};
 
 /// Slots of the `NEXT_HOP` map.
 pub const SLOTS: u32 = 256;
@@ -44,9 +47,9 @@ pub const fn slot(hop: u64) -> u32 {
 
 /// Both MACs of a header, as [`NextHop::macs`] and [`NextHop::rest`] hold them.
 #[must_use]
-pub const fn header(destination: Mac, source: Mac) -> (u64, u32) {
-    let ([a, b, c, d, e, f], [g, h, i, j, k, l]) = (destination.bytes(), source.bytes());
-    (u64::from_ne_bytes([a, b, c, d, e, f, g, h]), u32::from_ne_bytes([i, j, k, l]))
+pub fn header(destination: Mac, source: Mac) -> (u64, u32) {
+    let [first, second, rest] = Stations { destination, source }.words();
+    (bytemuck::cast([first, second]), rest)
 }
 
 #[cfg(test)]

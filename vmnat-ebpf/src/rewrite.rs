@@ -1,13 +1,11 @@
-//! The change itself: addresses, ports, hop count and checksums. The only file that writes packet bytes.
+//! The change itself: addresses, ports, hop count and checksums. Only this file and the one below it write packet bytes.
 //!
-//! All direct writes come before the first helper, which invalidates packet pointers. The transport checksum takes two
-//! calls: one for the port, and one with `BPF_F_PSEUDO_HDR` for the address. A single call for both is wrong while
-//! the checksum is partial, because then the field holds the pseudo-header's sum alone and must not learn the port.
+//! All direct writes come before the first helper, which invalidates packet pointers.
+
+mod transport;
 
 use aya_ebpf::{
-    bindings::{BPF_F_MARK_MANGLED_0, BPF_F_PSEUDO_HDR},
-    helpers::generated::{bpf_csum_update, bpf_l4_csum_replace, bpf_skb_change_head},
-    programs::TcContext,
+    bindings::BPF_F_MARK_MANGLED_0, helpers::generated::bpf_skb_change_head, programs::TcContext,
 };
 use vmnat_common::{
     Address, Mac, Outcome, Port, checksum,
@@ -16,7 +14,7 @@ use vmnat_common::{
     wire::{ethernet, icmp, ipv4, tcp, udp, udplite},
 };
 
-use crate::parse::{self, L3, Packet, Quote, bounds};
+use crate::parse::{L3, Packet, Quote, bounds};
 
 /// What replaces the near endpoint, and the differences that makes to checksums.
 #[derive(Clone, Copy)]
@@ -278,18 +276,20 @@ fn endpoints(ctx: &TcContext, packet: &Packet, changes: Changes) -> Result<(), O
             if l4 + tcp::LEN > end {
                 return Err(Outcome::RewriteFailed);
             }
-            // SAFETY: the comparison above covers the ports.
-            unsafe { ports(l4, changes) };
-            unsafe { sum_in_place(ctx, packet, (start, l4), tcp::CHECKSUM, changes, 0) }
+            // SAFETY: the comparison above covers the ports and the checksum.
+            unsafe {
+                ports(l4, changes);
+                transport::sum_in_place(ctx, packet, (start, l4), tcp::CHECKSUM, changes, 0)
+            }
         }
         Some(Protocol::Udp) => {
             if l4 + udp::LEN > end {
                 return Err(Outcome::RewriteFailed);
             }
-            // SAFETY: the comparison above covers the ports.
-            unsafe { ports(l4, changes) };
+            // SAFETY: the comparison above covers the ports and the checksum.
             unsafe {
-                sum_in_place(
+                ports(l4, changes);
+                transport::sum_in_place(
                     ctx,
                     packet,
                     (start, l4),
@@ -315,7 +315,7 @@ fn endpoints(ctx: &TcContext, packet: &Packet, changes: Changes) -> Result<(), O
         }
         // Ports stay, and the checksum covers the addresses.
         Some(Protocol::Dccp | Protocol::UdpLite) => {
-            transport_sum(ctx, packet.l4() + udplite::CHECKSUM, changes, 0)
+            transport::sum(ctx, packet.l4() + udplite::CHECKSUM, changes, 0)
         }
         // No checksum knows the addresses.
         Some(Protocol::Sctp) | None => Ok(()),
@@ -359,64 +359,6 @@ unsafe fn ports(l4: usize, changes: Changes) {
             store(l4 + tcp::DESTINATION, change.port.to_wire());
         }
     }
-}
-
-/// Updates the checksum of TCP or UDP, `at` bytes behind the transport header, which the caller has compared with the packet's
-/// end. In place, unless it is partial or may be.
-///
-/// # Safety
-/// The transport header must have been compared with the packet's end, beyond that field.
-#[inline(always)]
-unsafe fn sum_in_place(
-    ctx: &TcContext,
-    packet: &Packet,
-    (start, l4): (usize, usize),
-    at: usize,
-    changes: Changes,
-    flags: u64,
-) -> Result<(), Outcome> {
-    let field = (l4 + at) as *mut u16;
-    // SAFETY: the caller's.
-    let old = unsafe { *field };
-    if flags != 0 && old == 0 {
-        return Ok(());
-    }
-    let length = parse::transport_length(start, packet);
-    let pseudo =
-        checksum::pseudo_header(packet.key.source, packet.key.destination, packet.key.protocol, length);
-    if parse::is_segmented(ctx) || packet.is_fragment() || checksum::is_same(old, pseudo) {
-        return transport_sum(ctx, packet.l4() + at, changes, flags);
-    }
-    let address_diff = changes.address_diff();
-    let new = checksum::update(old, checksum::sum(address_diff, changes.port_diff()));
-    // SAFETY: the caller's; and the helper takes numbers only.
-    unsafe {
-        *field = if flags != 0 && new == 0 { 0xffff } else { new };
-        bpf_csum_update(ctx.skb.skb, u32::from(!address_diff));
-    }
-    Ok(())
-}
-
-/// Updates a transport checksum by the kernel, which knows whether it is partial.
-#[inline(always)]
-fn transport_sum(ctx: &TcContext, at: usize, changes: Changes, flags: u64) -> Result<(), Outcome> {
-    match kernel_sum(ctx, at as u32, changes.address_diff(), changes.port_diff(), flags) {
-        0 => Ok(()),
-        _ => Err(Outcome::RewriteFailed),
-    }
-}
-
-/// Not zero where the kernel refused. A call of its own, with numbers only: the verifier meets what follows in fewer states.
-#[inline(never)]
-fn kernel_sum(ctx: &TcContext, at: u32, address_diff: u16, port_diff: u16, flags: u64) -> u32 {
-    let skb = ctx.skb.skb;
-    // SAFETY: the context is valid, and the helper checks the offset itself.
-    let failed = unsafe {
-        (port_diff != 0 && bpf_l4_csum_replace(skb, at, 0, u64::from(port_diff), flags) != 0)
-            || bpf_l4_csum_replace(skb, at, 0, u64::from(address_diff), flags | u64::from(BPF_F_PSEUDO_HDR))
-                != 0
-    };
-    u32::from(failed)
 }
 
 /// # Safety

@@ -78,10 +78,11 @@ pub fn station(ctx: &TcContext, key: &FlowKey, in_if: u32, out_if: u32) -> Optio
     // SAFETY: as in `lookup`.
     let answer = unsafe { bpf_fib_lookup(ctx.skb.skb.cast(), &raw mut query, FIB_BYTES, 0) };
     // SAFETY: the family says which member of the union is set.
+    let next_hop = || Address::from_wire(unsafe { query.__bindgen_anon_4.ipv4_dst });
     let is_its = answer.cast_unsigned() as u32 == BPF_FIB_LKUP_RET_SUCCESS
         && query.family == AF_INET
         && query.ifindex == out_if
-        && unsafe { query.__bindgen_anon_4.ipv4_dst } == key.destination.to_wire();
+        && next_hop() == key.destination;
     is_its.then(|| (Mac::new(query.dmac), Mac::new(query.smac)))
 }
 

@@ -59,7 +59,7 @@ pub fn is_current(ctx: &TcContext, packet: &Packet, session: &Session, epoch: u1
 #[inline(always)]
 pub fn stations(session: &Session) -> [u32; 3] {
     const AT: usize = offset_of!(Session, destination_mac);
-    const { assert!(AT % 4 == 0 && offset_of!(Session, source_mac) == AT + size_of::<Mac>()) };
+    const { assert!(AT.is_multiple_of(4) && offset_of!(Session, source_mac) == AT + size_of::<Mac>()) };
     // SAFETY: the twelve bytes lie inside the session, and begin on a word, as asserted.
     unsafe { *(&raw const *session).byte_add(AT).cast::<[u32; 3]>() }
 }
