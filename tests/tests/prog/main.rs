@@ -34,3 +34,4 @@ mod rest;
 mod rig;
 mod services;
 mod sums;
+mod transport;
