@@ -25,6 +25,15 @@ impl Kernel {
     /// When there is none, or it lacks a module; the message says what to install.
     pub fn find(modules: &[&str]) -> Result<Self> {
         let root = env::var_os("VMNAT_GUEST_KERNEL_DIR").map_or_else(|| PathBuf::from("/"), PathBuf::from);
+        Self::below(&root, modules)
+    }
+
+    /// The newest kernel below a folder.
+    ///
+    /// # Errors
+    ///
+    /// As [`Kernel::find`].
+    pub fn below(root: &Path, modules: &[&str]) -> Result<Self> {
         let mut found = Vec::new();
         for entry in fs::read_dir(root.join("boot")).into_iter().flatten().flatten() {
             let name = entry.file_name().to_string_lossy().into_owned();

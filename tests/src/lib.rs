@@ -24,3 +24,4 @@ pub mod fuzz;
 pub mod guest;
 pub mod hosts;
 pub mod lab;
+pub mod packages;

@@ -5,23 +5,13 @@
 
 mod lease_watch;
 mod listener;
+mod place;
 mod reload;
 mod round;
 
-use std::{
-    fs::{File, OpenOptions},
-    future,
-    io::{Read as _, Seek as _, Write as _},
-    os::unix::fs::OpenOptionsExt as _,
-    time::Duration,
-};
+use std::{future, time::Duration};
 
 use anyhow::{Context as _, Result};
-use nix::{
-    errno::Errno,
-    fcntl::{Flock, FlockArg},
-    unistd::Pid,
-};
 use rtnetlink::Handle;
 use tokio::{
     signal::unix::{SignalKind, signal},
@@ -29,10 +19,10 @@ use tokio::{
 };
 use tracing::{debug, info, warn};
 
+pub use self::place::{Herald, Place, end, end_background, end_other, nudge, running};
 use self::{lease_watch::LeaseWatch, listener::Listener, round::Round};
 use crate::{
     dhcp::Dhcp,
-    error::Error,
     facts::{self, Changes, RouteFact, Watch},
     forwards,
     kernel_log::KernelLog,
@@ -41,6 +31,7 @@ use crate::{
     reconcile,
     services::Relay,
     state::{self, Lock, State},
+    systemd::{self, Heartbeat},
     tables::Tables,
 };
 
@@ -57,83 +48,11 @@ const LOOK: Duration = Duration::from_secs(30);
 /// Between two questions to the system's bus, where leases are told there alone.
 const ASK_BUS: Duration = Duration::from_secs(2);
 
-/// Holds the agent's place: one agent an instance.
-#[derive(Debug)]
-pub struct Place {
-    _file: Flock<File>,
-}
-
-impl Place {
-    /// Takes it.
-    ///
-    /// # Errors
-    /// [`Error::Taken`] when another agent has it.
-    pub fn take(instance: &Instance) -> Result<Self> {
-        let path = instance.agent_pid();
-        let mut options = OpenOptions::new();
-        let file = options.create(true).truncate(false).write(true).mode(0o600).open(&path);
-        let file = file.with_context(|| format!("open {}", path.display()))?;
-        let mut file = Flock::lock(file, FlockArg::LockExclusiveNonblock).map_err(|_| Error::Taken {
-            what: format!("the agent's place ({})", path.display()),
-            holder: "a running agent".into(),
-            hint: String::new(),
-        })?;
-        file.set_len(0)?;
-        file.rewind()?;
-        writeln!(file, "{}", std::process::id())?;
-        Ok(Self { _file: file })
-    }
-}
-
-/// The process number of the instance's agent, while it lives.
-#[must_use]
-pub fn running(instance: &Instance) -> Option<Pid> {
-    let mut file = File::open(instance.agent_pid()).ok()?;
-    let mut text = String::new();
-    file.read_to_string(&mut text).ok()?;
-    match Flock::lock(file, FlockArg::LockSharedNonblock) {
-        Err((_, Errno::EWOULDBLOCK)) => text.trim().parse().ok().map(Pid::from_raw),
-        Ok(_) | Err(_) => None,
-    }
-}
-
-/// Ends the instance's agent, by force when it does not go by itself; false when none ran.
-///
-/// # Errors
-/// When the signal cannot be sent.
-pub fn end(instance: &Instance) -> Result<bool> {
-    use nix::sys::signal::{Signal, kill};
-    let Some(pid) = running(instance) else { return Ok(false) };
-    for signal in [Signal::SIGTERM, Signal::SIGKILL] {
-        match kill(pid, signal) {
-            Ok(()) | Err(Errno::ESRCH) => {}
-            Err(error) => return Err(error).with_context(|| format!("end the agent (process {pid})")),
-        }
-        for _ in 0..100 {
-            if running(instance).is_none() {
-                return Ok(true);
-            }
-            std::thread::sleep(Duration::from_millis(30));
-        }
-    }
-    anyhow::bail!("the agent (process {pid}) does not end")
-}
-
-/// Tells the instance's agent, if one runs, that what it has to wait for has changed. SIGHUP is not for that: it reads the
-/// operator's files again, which a command about something else must not do.
-pub fn nudge(instance: &Instance) {
-    if let Some(pid) = running(instance) {
-        // One that has just ended needs no telling.
-        let _ = nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGUSR1);
-    }
-}
-
-/// Runs until SIGTERM or SIGINT, or until `down` has removed the instance; `ready` is called once everything is
-/// true for the first time.
+/// Runs until SIGTERM or SIGINT, or until `down` has removed the instance; the herald is told when it is ready.
 ///
 /// # Errors
 /// When the instance is not loaded, or the kernel gives no netlink sockets.
-pub async fn run(instance: &Instance, ready: impl FnOnce()) -> Result<()> {
+pub async fn run(instance: &Instance, herald: Herald) -> Result<()> {
     // Before others can see that it runs: they signal it.
     let mut hangup = signal(SignalKind::hangup())?;
     let mut nudged = signal(SignalKind::user_defined1())?;
@@ -148,15 +67,19 @@ pub async fn run(instance: &Instance, ready: impl FnOnce()) -> Result<()> {
     let mut look = interval(LOOK);
     look.reset();
     let mut kernel_log = agent.open_kernel_log();
+    let mut heartbeat = Heartbeat::new();
     reap.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut round = Round::new();
     agent.reconcile().await;
     // What moves from here on is an event.
     round.go(instance, &agent.tables);
-    info!("the agent of instance {instance} is ready");
-    ready();
+    if let Herald::Command(ready) = herald {
+        ready();
+    }
     loop {
+        agent.tell_ready();
         tokio::select! {
+            () = heartbeat.next() => {}
             () = agent.lease_watch.next() => agent.plan(SETTLE),
             _ = bus.tick() => agent.ask_bus(),
             found = changes.next() => agent.note(found),
@@ -175,9 +98,11 @@ pub async fn run(instance: &Instance, ready: impl FnOnce()) -> Result<()> {
         }
         if !instance.state().exists() {
             info!("the instance was taken down");
+            systemd::stopping();
             return Ok(());
         }
     }
+    systemd::stopping();
     info!("the agent ends; the dataplane goes on without it");
     Ok(())
 }
@@ -205,6 +130,17 @@ async fn pump(kernel_log: &mut Option<KernelLog>) -> bool {
     result.is_ok()
 }
 
+/// How far an agent is on its way to be ready.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Readiness {
+    /// Nothing has gone through yet.
+    Begun,
+    /// All was made true once.
+    Reached,
+    /// And whoever waits for it has been told.
+    Told,
+}
+
 struct Agent<'a> {
     instance: &'a Instance,
     handle: Handle,
@@ -223,6 +159,9 @@ struct Agent<'a> {
     due: Option<Instant>,
     /// When to read the operator's files, because a command was at it.
     reload_due: Option<Instant>,
+    readiness: Readiness,
+    /// The last failure to make all true, which is said once.
+    failure: Option<String>,
     /// Routes have changed: flows must look at their way again.
     rerouted: bool,
     /// The routes of the last picture. The kernel tells nobody of those that go with a link (`fib_disable_ip()` of
@@ -250,6 +189,8 @@ impl<'a> Agent<'a> {
             dhcp: Dhcp::default(),
             due: None,
             reload_due: None,
+            readiness: Readiness::Begun,
+            failure: None,
             rerouted: false,
             routes: Vec::new(),
         })
@@ -296,13 +237,34 @@ impl<'a> Agent<'a> {
     async fn reconcile(&mut self) {
         self.due = None;
         match self.try_reconcile().await {
-            Ok(true) => {}
+            Ok(true) => {
+                if self.readiness == Readiness::Begun {
+                    self.readiness = Readiness::Reached;
+                }
+                if self.failure.take().is_some() {
+                    info!("the instance is up to date again");
+                }
+            }
             // A command is changing the instance.
             Ok(false) => self.plan(SETTLE),
             Err(error) => {
-                warn!("cannot bring the instance up to date: {error:#}");
+                let failure = format!("cannot bring the instance up to date: {error:#}");
+                if self.failure.as_ref() != Some(&failure) {
+                    warn!("{failure}");
+                    systemd::status(&failure);
+                    self.failure = Some(failure);
+                }
                 self.plan(SETTLE_NEIGHBOURS);
             }
+        }
+    }
+
+    /// Says that all is true, the first time that it is.
+    fn tell_ready(&mut self) {
+        if self.readiness == Readiness::Reached {
+            self.readiness = Readiness::Told;
+            info!("the agent of instance {} is ready", self.instance);
+            systemd::ready();
         }
     }
 
@@ -313,12 +275,14 @@ impl<'a> Agent<'a> {
         // Before they are read, so that no change falls between.
         self.lease_watch.follow(&leases::files(&state));
         let facts = facts::gather(&self.handle).await?;
-        let done = reconcile::reconcile(self.instance, &self.handle, &self.tables, &mut state, &facts).await;
+        let Self { instance, handle, tables, .. } = &*self;
+        let done = reconcile::reconcile(instance, handle, tables, &mut state, &facts, &lock).await;
         if state != before {
             lock.save(&state)?;
         }
         self.look_ahead(&state);
         let done = done?;
+        systemd::status(&summary(&state));
         self.relay.settle(self.instance, &state, &facts);
         self.dhcp.settle(self.instance, &state, &facts);
         for change in done.changes.iter().chain(&done.forwards) {
@@ -357,4 +321,19 @@ impl<'a> Agent<'a> {
             self.plan(Duration::from_secs(end.saturating_sub(forwards::now())).max(SETTLE));
         }
     }
+}
+
+/// What the instance serves, in a line.
+fn summary(state: &State) -> String {
+    let bridges: Vec<&str> = state.bridges.iter().map(|bridge| bridge.name.as_str()).collect();
+    let uplinks = match &state.uplinks[..] {
+        [] if state.followed.is_empty() => "the default route, when there is one".to_owned(),
+        [] => state.followed.clone(),
+        named => named.join(", "),
+    };
+    let warnings = match state.warnings.len() {
+        0 => String::new(),
+        number => format!("; warnings: {number}, see `vmnat status`"),
+    };
+    format!("{} by {uplinks}; port forwards: {}{warnings}", bridges.join(", "), state.forwards.len())
 }

@@ -4,14 +4,14 @@ use anyhow::{Context as _, Result};
 use rtnetlink::Handle;
 
 use crate::{
-    config,
+    agent, config,
     dataplane::{self, LoadOptions},
     error::Error,
     facts::{self, Facts},
     forwards::{PortForward, store::Staged},
     paths::Instance,
     reconcile::{self, Reconciled},
-    state::{self, Lock, StagedState, State},
+    state::{self, Lock, StagedState, State, kept::StagedWish},
     tables::Tables,
     takeover::{self, TakenOver},
 };
@@ -92,8 +92,8 @@ impl Change {
     pub async fn apply(&mut self) -> Result<Reconciled> {
         config::refuse_foreign(&self.instance, &self.state)?;
         let tables = self.tables()?;
-        let Self { instance, handle, state, facts, .. } = self;
-        let done = reconcile::reconcile(instance, handle, &tables, state, facts).await;
+        let Self { instance, handle, lock, state, facts, .. } = self;
+        let done = reconcile::reconcile(instance, handle, &tables, state, facts, lock).await;
         self.save()?;
         done
     }
@@ -117,9 +117,9 @@ impl Change {
     pub async fn apply_whole(&mut self, before: &State) -> Result<Reconciled> {
         let tables = self.tables()?;
         // A full disk is met before the kernel is told.
-        let staged = self.lock.stage(&self.state)?;
-        let Self { instance, handle, state, facts, .. } = self;
-        let done = reconcile::reconcile(instance, handle, &tables, state, facts).await;
+        let staged = (self.lock.stage(&self.state)?, self.lock.stage_wish(&self.state)?);
+        let Self { instance, handle, lock, state, facts, .. } = self;
+        let done = reconcile::reconcile(instance, handle, &tables, state, facts, lock).await;
         let done = done.and_then(|done| refuse_failures(before, done));
         let done = done.and_then(|done| self.write(before, staged).map(|()| done));
         if done.is_err() {
@@ -128,18 +128,20 @@ impl Change {
         done
     }
 
-    /// Writes both files, and only then gives them their names.
-    fn write(&self, before: &State, staged: Option<Staged>) -> Result<()> {
+    /// Writes the last file beside the others, and only then gives them their names.
+    fn write(&self, before: &State, staged: (Option<Staged>, Option<StagedWish>)) -> Result<()> {
         let running = if self.state == *before { None } else { Some(self.lock.stage_running(&self.state)?) };
-        staged.map_or(Ok(()), Staged::commit)?;
+        let (store, wish) = staged;
+        store.map_or(Ok(()), Staged::commit)?;
+        wish.map_or(Ok(()), StagedWish::commit)?;
         running.map_or(Ok(()), StagedState::commit)
     }
 
     /// Makes the former wish true again; what was recorded for `down` since then stays on record.
     async fn put_back(&mut self, before: &State, tables: &Tables) {
         config::copy_wish(before, &mut self.state);
-        let Self { instance, handle, state, facts, .. } = self;
-        if let Err(error) = reconcile::reconcile(instance, handle, tables, state, facts).await {
+        let Self { instance, handle, lock, state, facts, .. } = self;
+        if let Err(error) = reconcile::reconcile(instance, handle, tables, state, facts, lock).await {
             tracing::warn!("cannot put back what was: {error:#}");
         }
         if let Err(error) = self.save() {
@@ -155,9 +157,18 @@ impl Change {
         let Self { instance, state, .. } = self;
         let object = format!("{}-{}", dataplane::fingerprint(), u8::from(state.kernel_log));
         if state.object == object && dataplane::is_pinned(instance) {
+            // A `down` that was killed may have removed some.
+            dataplane::make_directories(instance)?;
             return Ok(false);
         }
-        dataplane::load(instance, LoadOptions { flows: state.flows, kernel_log: state.kernel_log })?;
+        let options = LoadOptions { flows: state.flows, kernel_log: state.kernel_log };
+        // What is refused leaves everything as it is, the agent too.
+        dataplane::check(instance, options)?;
+        if !state.object.is_empty() {
+            // An agent of another version knows neither these maps nor these programs.
+            agent::end_other(instance)?;
+        }
+        dataplane::load(instance, options)?;
         state.object = object;
         Ok(true)
     }
@@ -169,12 +180,12 @@ impl Change {
     /// As [`Change::apply`].
     pub async fn apply_first(&mut self) -> Result<(Reconciled, TakenOver)> {
         let tables = self.tables()?;
-        let Self { instance, handle, state, facts, .. } = self;
+        let Self { instance, handle, lock, state, facts, .. } = self;
         let mut done = Reconciled::default();
         let first = async {
-            let plan = reconcile::fill(instance, &tables, state, facts, &mut done)?;
+            let plan = reconcile::fill(instance, &tables, state, facts, lock, &mut done)?;
             let taken = takeover::take_over(&tables)?;
-            reconcile::attach(instance, handle, &tables, state, &plan, &mut done).await?;
+            reconcile::attach(instance, handle, &tables, state, &plan, lock, &mut done).await?;
             Ok(taken)
         };
         let taken = first.await;

@@ -2,16 +2,17 @@
 //!
 //! Maps are created and pinned once and outlive every process. aya re-uses a pinned map without comparing its
 //! layout, and a value of another size would overwrite memory, so each pin is compared with the object's own
-//! declaration before aya sees it. Programs are pinned too: later commands attach them without loading anything.
-//! A newer object replaces them under the running links (`link`), atomically.
+//! declaration before aya sees it ([`heritage`]). Programs are pinned too: later commands attach them without loading
+//! anything. A newer object replaces them under the running links (`link`), atomically.
 
+pub mod heritage;
 pub mod map;
 
 use std::{
     fs::{self, DirBuilder},
     hash::{DefaultHasher, Hash as _, Hasher as _},
     io,
-    os::{fd::AsFd as _, unix::fs::DirBuilderExt as _},
+    os::unix::fs::DirBuilderExt as _,
     path::Path,
 };
 
@@ -26,10 +27,11 @@ use nix::{
     sys::statfs::{FsType, statfs},
 };
 
+use self::heritage::{Edition, Heritage};
 use crate::{
     error::Error,
     paths::{BPF_FS, Instance},
-    rawbpf::{self, MapShape},
+    rawbpf::MapShape,
 };
 
 /// The object that `build.rs` built.
@@ -173,24 +175,41 @@ pub fn release_bpffs() -> bool {
 /// True when every map and every program of the instance is pinned.
 #[must_use]
 pub fn is_pinned(instance: &Instance) -> bool {
-    let maps = map::ALL.iter().all(|name| instance.map(name).exists());
+    let maps = map::ALL.iter().all(|(name, _)| instance.map(name).exists());
     let programs = program::ALL.into_iter().chain(program::HOST.map(|host| host.name));
     maps && programs.into_iter().all(|name| instance.program(name).exists())
 }
 
-/// Loads the embedded object, with the maps that are pinned already, and pins everything.
+/// Compares what is pinned with what [`load`] would make of it; changes nothing.
 ///
 /// # Errors
-/// [`Error::UnknownLayout`] for a pinned map that differs, [`Error::KernelTooOld`] when the verifier refuses a
-/// program, [`Error::NotPermitted`] without the privilege.
+/// [`Error::UnknownLayout`] for a pinned map that differs, or pins of a version from which no way leads here.
+pub fn check(instance: &Instance, options: LoadOptions) -> Result<()> {
+    let edition = Edition::THIS;
+    Heritage::survey(instance, &edition, &shapes(&edition, &sizes(options))?).map(drop)
+}
+
+/// Loads the embedded object, with the maps that are pinned already, and pins everything. What another version has pinned
+/// stays until [`heritage::finish`].
+///
+/// # Errors
+/// As [`check`]; [`Error::KernelTooOld`] when the verifier refuses a program, [`Error::NotPermitted`] without the
+/// privilege.
 pub fn load(instance: &Instance, options: LoadOptions) -> Result<()> {
-    for directory in [instance.maps(), instance.programs(), instance.links(), instance.host_links()] {
-        let made = DirBuilder::new().recursive(true).mode(0o700).create(&directory);
-        made.with_context(|| format!("make {}", directory.display()))?;
-    }
+    load_edition(instance, options, &Edition::THIS)
+}
+
+/// [`load`], of another kernel half than the embedded one; the instance is to be of its schema.
+///
+/// # Errors
+/// As [`load`].
+pub fn load_edition(instance: &Instance, options: LoadOptions, edition: &Edition<'_>) -> Result<()> {
     let sizes = sizes(options);
-    check_pins(instance, &sizes)?;
-    let mut ebpf = create(instance, options, &sizes)?;
+    let shapes = shapes(edition, &sizes)?;
+    let mut heritage = Heritage::survey(instance, edition, &shapes)?;
+    heritage.take_over(instance, edition, &shapes)?;
+    let mut ebpf = create(instance, options, edition, &sizes)?;
+    heritage.copy(instance, edition, &map::ALL)?;
     for name in program::ALL {
         let classifier = classifier(&mut ebpf, name)?;
         classifier.load().map_err(|error| refused(name, &error))?;
@@ -202,6 +221,18 @@ pub fn load(instance: &Instance, options: LoadOptions) -> Result<()> {
         let program: &mut CgroupSockAddr = program.try_into()?;
         program.load().map_err(|error| refused(host.name, &error))?;
         pin(&instance.program(host.name), |path| program.pin(path))?;
+    }
+    Ok(())
+}
+
+/// Makes the directories of the pins, as far as they are missing.
+///
+/// # Errors
+/// What the file system answers.
+pub fn make_directories(instance: &Instance) -> Result<()> {
+    for directory in [instance.maps(), instance.programs(), instance.links(), instance.host_links()] {
+        let made = DirBuilder::new().recursive(true).mode(0o700).create(&directory);
+        made.with_context(|| format!("make {}", directory.display()))?;
     }
     Ok(())
 }
@@ -227,9 +258,14 @@ fn sizes(options: LoadOptions) -> [(&'static str, u32); 2] {
     [(map::FLOW, flows.saturating_mul(2)), (map::MAPPING, flows.saturating_div(2).max(1024))]
 }
 
-fn create(instance: &Instance, options: LoadOptions, sizes: &[(&'static str, u32)]) -> Result<Ebpf> {
+fn create(
+    instance: &Instance,
+    options: LoadOptions,
+    edition: &Edition<'_>,
+    sizes: &[(&'static str, u32)],
+) -> Result<Ebpf> {
     let level: u8 = if options.kernel_log { u8::MAX } else { 0 };
-    let pins = map::ALL.map(|name| (name, instance.map(name)));
+    let pins = map::ALL.map(|(name, _)| (name, instance.map(name)));
     let mut loader = EbpfLoader::new();
     loader.override_global(aya_log::LEVEL, &level, false);
     for (name, path) in &pins {
@@ -238,7 +274,7 @@ fn create(instance: &Instance, options: LoadOptions, sizes: &[(&'static str, u32
     for (name, size) in sizes {
         loader.map_max_entries(name, *size);
     }
-    loader.load(OBJECT).map_err(|error| {
+    loader.load(edition.object).map_err(|error| {
         if is_permission(&error) {
             return Error::NotPermitted { what: "creating BPF maps".into() }.into();
         }
@@ -246,43 +282,23 @@ fn create(instance: &Instance, options: LoadOptions, sizes: &[(&'static str, u32
     })
 }
 
-/// Compares every pinned map with its declaration.
-fn check_pins(instance: &Instance, sizes: &[(&'static str, u32)]) -> Result<()> {
-    let object = aya_obj::Object::parse(OBJECT).context("read the embedded object")?;
-    for name in map::ALL {
-        let pin = instance.map(name);
-        let fd = match rawbpf::object_get(&pin) {
-            Ok(fd) => fd,
-            Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
-            Err(error) => return Err(error).with_context(|| format!("open {}", pin.display())),
-        };
+/// What each map is to look like.
+fn shapes(edition: &Edition<'_>, sizes: &[(&'static str, u32)]) -> Result<Vec<(&'static str, MapShape)>> {
+    let object = aya_obj::Object::parse(edition.object).context("read the kernel half")?;
+    let shape = |name: &'static str| {
         let declared = object.maps.get(name).with_context(|| format!("the object declares no map {name}"))?;
         let size = sizes.iter().find(|(sized, _)| *sized == name).map(|(_, size)| *size);
-        let expected = MapShape {
+        let shape = MapShape {
             kind: declared.map_type(),
             key_size: declared.key_size(),
             value_size: declared.value_size(),
             max_entries: size.unwrap_or_else(|| declared.max_entries()),
+            flags: declared.map_flags(),
             id: 0,
         };
-        let found = rawbpf::map_shape(fd.as_fd())?;
-        if let Some(why) = difference(&expected, &found) {
-            return Err(Error::UnknownLayout { path: pin, why }.into());
-        }
-    }
-    Ok(())
-}
-
-/// What differs between two maps, in words.
-fn difference(expected: &MapShape, found: &MapShape) -> Option<String> {
-    let pairs = [
-        ("type", expected.kind, found.kind),
-        ("key size", expected.key_size, found.key_size),
-        ("value size", expected.value_size, found.value_size),
-        ("number of entries", expected.max_entries, found.max_entries),
-    ];
-    let differs = pairs.into_iter().find(|(_, expected, found)| expected != found);
-    differs.map(|(what, expected, found)| format!("its {what} is {found} instead of {expected}"))
+        Ok((name, shape))
+    };
+    map::ALL.into_iter().map(|(name, _)| shape(name)).collect()
 }
 
 fn classifier<'a>(ebpf: &'a mut Ebpf, name: &str) -> Result<&'a mut SchedClassifier> {
@@ -338,20 +354,12 @@ fn release() -> String {
 mod tests {
     use super::*;
 
-    const SHAPE: MapShape = MapShape { kind: 1, key_size: 16, value_size: 64, max_entries: 8, id: 0 };
-
-    #[test]
-    fn a_pinned_map_of_another_layout_is_named() {
-        assert_eq!(difference(&SHAPE, &MapShape { id: 7, ..SHAPE }), None);
-        let why = difference(&SHAPE, &MapShape { value_size: 16, ..SHAPE });
-        assert_eq!(why.as_deref(), Some("its value size is 16 instead of 64"));
-    }
-
     #[test]
     fn the_object_has_every_map_and_program() {
         let object = aya_obj::Object::parse(OBJECT).unwrap();
-        for name in map::ALL {
-            assert!(object.maps.contains_key(name), "{name}");
+        for (name, kind) in map::ALL {
+            let declared = &object.maps[name];
+            assert_eq!((declared.map_type(), declared.map_flags()), (kind as u32, kind.flags()), "{name}");
         }
         for name in program::ALL.into_iter().chain(program::HOST.map(|host| host.name)) {
             assert!(object.programs.contains_key(name), "{name}");

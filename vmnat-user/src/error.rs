@@ -192,7 +192,7 @@ pub enum Error {
     },
     /// Pinned by another version, or tampered with.
     #[error(
-        "{} has an unknown layout ({why}): it was made by another version of vmnat; `vmnat down` removes it",
+        "{} has an unknown layout ({why}): another version of vmnat made it, and it is left as it is; go on with that version, or remove it with `vmnat down`, which ends the guests' connections",
         path.display()
     )]
     UnknownLayout {
@@ -200,6 +200,14 @@ pub enum Error {
         path: PathBuf,
         /// What differs.
         why: String,
+    },
+    /// A map of this version is not pinned.
+    #[error("there is no map {}: `vmnat{option} up` makes it again", path.display())]
+    MissingMap {
+        /// Where it should be.
+        path: PathBuf,
+        /// The option that names the instance, where it is not the default.
+        option: String,
     },
     /// Some steps failed.
     #[error("done in part; these steps failed:\n{}", steps.iter().map(|step| format!("  {step}")).collect::<Vec<_>>().join("\n"))]
@@ -270,7 +278,7 @@ impl Error {
             | Self::NoDefaultRoute => Exit::NoInterface,
             Self::NoUplinkAddress { .. } | Self::NotUplinksAddress { .. } => Exit::NoUplinkAddress,
             Self::KernelTooOld { .. } => Exit::KernelTooOld,
-            Self::NoBpfFs { .. } | Self::HiddenPins { .. } => Exit::NoBpfFs,
+            Self::NoBpfFs { .. } | Self::HiddenPins { .. } | Self::MissingMap { .. } => Exit::NoBpfFs,
             Self::Overlap { .. } => Exit::Overlap,
             Self::NotRunning { .. } => Exit::NotRunning,
             Self::Locked { .. } | Self::Taken { .. } | Self::Foreign { .. } => Exit::Conflict,

@@ -14,7 +14,7 @@ use vmnat_common::{Address, Mac};
 #[cfg(any(test, fuzzing))]
 pub(crate) use self::{filters::decode_any as decode_filters, port_rules::decode_any as decode_port_rules};
 pub use self::{
-    filters::{Filter, filters, has_plain_ingress},
+    filters::{Filter, filters, has_clsact, has_plain_ingress},
     gather::gather,
     port_rules::{PortRules, port_rules},
     watch::{Changes, Watch},

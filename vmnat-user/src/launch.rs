@@ -1,22 +1,15 @@
-//! Starts the agent in the background and waits until it is ready; tells a service manager when it is in front.
+//! Starts the agent in the background and waits until it is ready.
 
 use std::{
     fs::OpenOptions,
     io::{BufRead as _, BufReader},
-    os::{
-        fd::OwnedFd,
-        linux::net::SocketAddrExt as _,
-        unix::{
-            fs::OpenOptionsExt as _,
-            net::{SocketAddr, UnixDatagram},
-        },
-    },
+    os::{fd::OwnedFd, unix::fs::OpenOptionsExt as _},
     process::{Child, Command, Stdio},
 };
 
 use anyhow::{Context as _, Result, bail};
 
-use crate::{journal, paths::Instance};
+use crate::{journal, logging, paths::Instance};
 
 /// The word that the agent says once everything is true.
 pub const READY: &str = "ready";
@@ -38,7 +31,14 @@ pub fn launch(instance: &Instance, log: &str) -> Result<u32> {
     let program = std::env::current_exe().context("find this very program")?;
     let mut command = Command::new(program);
     command.args(["--instance", instance.name(), "agent"]);
-    command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(open_log(instance, log)?);
+    command.stdin(Stdio::null()).stdout(Stdio::piped());
+    let log_file = open_log(instance, log)?;
+    if log.starts_with(journal::PREFIX)
+        && let Some(stream) = logging::stream_of(&log_file)
+    {
+        command.env(logging::STREAM, stream);
+    }
+    command.stderr(log_file);
     let mut agent = command.spawn().context("start the agent")?;
     wait(&mut agent, log)?;
     Ok(agent.id())
@@ -55,26 +55,12 @@ fn wait(agent: &mut Child, log: &str) -> Result<()> {
     bail!("the agent ended before it was ready ({status}); its log is {log}")
 }
 
-fn open_log(instance: &Instance, log: &str) -> Result<Stdio> {
+fn open_log(instance: &Instance, log: &str) -> Result<OwnedFd> {
     if log.starts_with(journal::PREFIX) {
         let stream = journal::open(instance).context("open the journal")?;
-        return Ok(Stdio::from(OwnedFd::from(stream)));
+        return Ok(stream.into());
     }
     let mut options = OpenOptions::new();
     let file = options.create(true).append(true).mode(0o600).open(log);
-    Ok(Stdio::from(file.with_context(|| format!("open the log {log}"))?))
-}
-
-/// Tells the service manager, if one waits for it, that the agent is ready (`sd_notify(3)`).
-pub fn notify_ready() {
-    let Some(path) = std::env::var_os("NOTIFY_SOCKET") else { return };
-    let text = path.to_string_lossy();
-    let address = match text.strip_prefix('@') {
-        Some(name) => SocketAddr::from_abstract_name(name),
-        None => SocketAddr::from_pathname(&path),
-    };
-    let sent = UnixDatagram::unbound().and_then(|socket| socket.send_to_addr(b"READY=1", &address?));
-    if let Err(error) = sent {
-        tracing::warn!("cannot tell the service manager that vmnat is ready: {error}");
-    }
+    Ok(file.with_context(|| format!("open the log {log}"))?.into())
 }

@@ -138,6 +138,15 @@ pub fn mac(text: &str) -> Option<Mac> {
     parts.next().is_none().then(|| Mac::new(bytes))
 }
 
+/// Reads the MAC of a guest: one of a single interface.
+///
+/// # Errors
+/// What is wrong with it.
+pub fn guest_mac(text: &str) -> Result<Mac, String> {
+    let mac = mac(text).filter(|mac| !mac.is_group() && *mac != Mac::ZERO);
+    mac.ok_or_else(|| format!("\"{text}\" is no MAC of a guest such as 52:54:00:12:34:56"))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -147,6 +156,14 @@ mod tests {
         assert_eq!(mac("52:54:00:aB:0c:01"), Some(Mac::new([0x52, 0x54, 0, 0xab, 0x0c, 1])));
         for text in ["", "52:54:00:ab:0c", "52:54:00:ab:0c:01:02", "52:54:0:ab:0c:01", "+2:54:00:ab:0c:01"] {
             assert_eq!(mac(text), None, "{text}");
+        }
+    }
+
+    #[test]
+    fn a_guests_mac_is_no_groups() {
+        assert!(guest_mac("52:54:00:01:02:03").is_ok());
+        for text in ["", "ff:ff:ff:ff:ff:ff", "00:00:00:00:00:00", "01:00:5e:00:00:01", "52-54-00-01-02-03"] {
+            assert!(guest_mac(text).unwrap_err().contains("is no MAC of a guest"), "{text}");
         }
     }
 

@@ -20,6 +20,7 @@ use serde::{Deserialize, Serialize};
 
 pub use self::{
     admission::admit,
+    clsact::own_programs,
     host::{cgroup_root, stands, sync_host},
 };
 use crate::{
@@ -170,6 +171,13 @@ pub async fn sync(
     }
 }
 
+/// Puts on record, before [`sync`], the queueing disciplines that it will add.
+pub fn foresee(state: &mut State, wanted: &[Hook]) {
+    if state.hook == HookMode::Clsact {
+        clsact::foresee(state, wanted);
+    }
+}
+
 /// Detaches everything, ports first and uplinks last; returns a line for each interface, and what failed.
 pub async fn detach_all(instance: &Instance, handle: &Handle, state: &mut State) -> Synced {
     let mut synced = tcx::detach_all(instance);
@@ -177,7 +185,7 @@ pub async fn detach_all(instance: &Instance, handle: &Handle, state: &mut State)
         Ok(changes) => synced.changes.extend(changes),
         Err(error) => synced.failures.push(error),
     }
-    let filters = clsact::detach_all(handle, state).await;
+    let filters = clsact::detach_all(instance, handle, state).await;
     synced.changes.extend(filters.changes);
     synced.failures.extend(filters.failures);
     synced

@@ -2,8 +2,10 @@
 
 use std::{
     io,
-    net::UdpSocket,
-    os::fd::{AsRawFd as _, BorrowedFd},
+    os::{
+        fd::{AsRawFd as _, BorrowedFd},
+        unix::net::UnixDatagram,
+    },
 };
 
 /// `SO_NETNS_COOKIE` of `asm-generic/socket.h`.
@@ -14,7 +16,8 @@ const SO_NETNS_COOKIE: libc::c_int = 71;
 /// # Errors
 /// What `socket(2)` or `getsockopt(2)` answers.
 pub fn cookie() -> io::Result<u64> {
-    let socket = UdpSocket::bind(("0.0.0.0", 0))?;
+    // A socket of any family tells; this one needs no port, and a sandbox allows it.
+    let socket = UnixDatagram::unbound()?;
     cookie_of(std::os::fd::AsFd::as_fd(&socket))
 }
 

@@ -20,11 +20,14 @@ pub const CONFIGURATION: &str = "/etc/vmnat";
 
 /// The name that separates this vmnat's pins, state and lock from another's on the same kernel.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Instance(String);
+pub struct Instance {
+    name: String,
+    schema: u32,
+}
 
 impl Default for Instance {
     fn default() -> Self {
-        Self("default".to_owned())
+        Self { name: "default".to_owned(), schema: SCHEMA_VERSION }
     }
 }
 
@@ -38,13 +41,13 @@ impl FromStr for Instance {
                 "\"{name}\" cannot name an instance: use 1 to 32 letters, digits, \"-\" and \"_\""
             )));
         }
-        Ok(Self(name.to_owned()))
+        Ok(Self { name: name.to_owned(), schema: SCHEMA_VERSION })
     }
 }
 
 impl fmt::Display for Instance {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.0)
+        f.write_str(&self.name)
     }
 }
 
@@ -52,32 +55,48 @@ impl Instance {
     /// The name.
     #[must_use]
     pub fn name(&self) -> &str {
-        &self.0
+        &self.name
+    }
+
+    /// The same instance as another version sees it: with its pins where those of that schema are.
+    #[must_use]
+    pub fn of_schema(&self, schema: u32) -> Self {
+        Self { name: self.name.clone(), schema }
+    }
+
+    /// The schema of its pins.
+    #[must_use]
+    pub const fn schema(&self) -> u32 {
+        self.schema
+    }
+
+    fn is_default(&self) -> bool {
+        self.name == "default"
     }
 
     /// The words that select it on the command line, with a blank in front; empty for the default one.
     #[must_use]
     pub fn option(&self) -> String {
-        if *self == Self::default() { String::new() } else { format!(" --instance {}", self.0) }
+        if self.is_default() { String::new() } else { format!(" --instance {}", self.name) }
     }
 
     /// Directory of the operator's files: `/etc/vmnat`, or for another instance than the default one that of its name below.
     #[must_use]
     pub fn configuration(&self) -> PathBuf {
         let folder = PathBuf::from(CONFIGURATION);
-        if *self == Self::default() { folder } else { folder.join(&self.0) }
+        if self.is_default() { folder } else { folder.join(&self.name) }
     }
 
     /// All of the instance's pins, of every schema.
     #[must_use]
     pub fn pins(&self) -> PathBuf {
-        PathBuf::from(BPF_FS).join("vmnat").join(&self.0)
+        PathBuf::from(BPF_FS).join("vmnat").join(&self.name)
     }
 
-    /// The pins of this version's schema.
+    /// The pins of its schema.
     #[must_use]
     pub fn schema_pins(&self) -> PathBuf {
-        self.pins().join(format!("v{SCHEMA_VERSION}"))
+        self.pins().join(format!("v{}", self.schema))
     }
 
     /// The pin of a map.
@@ -126,7 +145,7 @@ impl Instance {
     /// Directory of the running state.
     #[must_use]
     pub fn run(&self) -> PathBuf {
-        PathBuf::from(RUN).join(&self.0)
+        PathBuf::from(RUN).join(&self.name)
     }
 
     /// The running state.
@@ -138,13 +157,19 @@ impl Instance {
     /// Directory of what outlives `down` and a reboot.
     #[must_use]
     pub fn library(&self) -> PathBuf {
-        PathBuf::from(LIBRARY).join(&self.0)
+        PathBuf::from(LIBRARY).join(&self.name)
     }
 
     /// The port forwards that outlive `down` and a reboot.
     #[must_use]
     pub fn forwards(&self) -> PathBuf {
         self.library().join("forwards.json")
+    }
+
+    /// What the instance was asked to be, until `down`.
+    #[must_use]
+    pub fn wish(&self) -> PathBuf {
+        self.library().join("wish.json")
     }
 
     /// The mappings, for ports to rest when the maps are lost.

@@ -5,6 +5,8 @@
 //! Rust object whose size the kernel was told, or follows from the map's own key and value sizes, which callers
 //! compare before use (`tables`).
 
+mod bytes;
+
 use std::{
     ffi::CString,
     io,
@@ -18,6 +20,8 @@ use std::{
 
 use aya_obj::generated::{bpf_attr, bpf_cmd, bpf_link_info, bpf_map_info, bpf_prog_info};
 use bytemuck::Pod;
+
+pub use self::bytes::{Entry, entries_as_bytes, insert_bytes};
 
 /// `BPF_ANY`: create or replace.
 pub const ANY: u64 = 0;
@@ -49,8 +53,25 @@ pub struct MapShape {
     pub value_size: u32,
     /// Most entries.
     pub max_entries: u32,
+    /// `BPF_F_*` with which it was made.
+    pub flags: u32,
     /// The kernel's number of it.
     pub id: u32,
+}
+
+impl MapShape {
+    /// What differs in another map's layout, in words; how many entries it has is no part of that.
+    #[must_use]
+    pub fn difference(&self, found: &Self) -> Option<String> {
+        let pairs = [
+            ("type", self.kind, found.kind),
+            ("key size", self.key_size, found.key_size),
+            ("value size", self.value_size, found.value_size),
+            ("set of flags", self.flags, found.flags),
+        ];
+        let differs = pairs.into_iter().find(|(_, expected, found)| expected != found);
+        differs.map(|(what, expected, found)| format!("its {what} is {found} instead of {expected}"))
+    }
 }
 
 /// What the kernel says of a tcx link.
@@ -90,6 +111,19 @@ pub fn object_get(path: &Path) -> io::Result<OwnedFd> {
     Ok(unsafe { OwnedFd::from_raw_fd(fd) })
 }
 
+/// Pins an object.
+///
+/// # Errors
+/// What `BPF_OBJ_PIN` answers; `AlreadyExists` where something is pinned.
+pub fn object_pin(object: BorrowedFd<'_>, path: &Path) -> io::Result<()> {
+    let path = CString::new(path.as_os_str().as_bytes())?;
+    let mut attr = empty_attr();
+    attr.__bindgen_anon_4.pathname = path.as_ptr() as u64;
+    attr.__bindgen_anon_4.bpf_fd = descriptor(object);
+    // SAFETY: the path is a live, terminated string.
+    unsafe { call(bpf_cmd::BPF_OBJ_PIN, &mut attr) }.map(drop)
+}
+
 /// What a map looks like.
 ///
 /// # Errors
@@ -102,6 +136,7 @@ pub fn map_shape(map: BorrowedFd<'_>) -> io::Result<MapShape> {
         key_size: info.key_size,
         value_size: info.value_size,
         max_entries: info.max_entries,
+        flags: info.map_flags,
         id: info.id,
     })
 }
@@ -364,5 +399,19 @@ mod tests {
     #[test]
     fn a_path_that_is_no_pin_is_an_error() {
         assert!(object_get(Path::new("/nonexistent/pin")).is_err());
+    }
+
+    #[test]
+    fn each_part_of_a_layout_counts() {
+        let shape = MapShape { kind: 1, key_size: 16, value_size: 64, max_entries: 8, flags: 0, id: 0 };
+        assert_eq!(shape.difference(&MapShape { id: 7, max_entries: 9, ..shape }), None);
+        for (other, why) in [
+            (MapShape { kind: 9, ..shape }, "its type is 9 instead of 1"),
+            (MapShape { key_size: 12, ..shape }, "its key size is 12 instead of 16"),
+            (MapShape { value_size: 16, ..shape }, "its value size is 16 instead of 64"),
+            (MapShape { flags: 1, ..shape }, "its set of flags is 1 instead of 0"),
+        ] {
+            assert_eq!(shape.difference(&other).as_deref(), Some(why));
+        }
     }
 }

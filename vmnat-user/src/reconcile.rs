@@ -28,13 +28,14 @@ use vmnat_common::{
 };
 
 use crate::{
+    dataplane::heritage::{self, Edition},
     facts::{self, Facts},
     leases::Directory,
     link::{self, Point},
     paths::Instance,
     plan::{self, Circumstances, Plan},
     room, services,
-    state::{Filtering, State},
+    state::{Filtering, Lock, State},
     tables::{Table, Tables},
 };
 
@@ -60,10 +61,11 @@ pub async fn reconcile(
     tables: &Tables,
     state: &mut State,
     facts: &Facts,
+    lock: &Lock,
 ) -> Result<Reconciled> {
     let mut done = Reconciled::default();
-    let plan = fill(instance, tables, state, facts, &mut done)?;
-    attach(instance, handle, tables, state, &plan, &mut done).await?;
+    let plan = fill(instance, tables, state, facts, lock, &mut done)?;
+    attach(instance, handle, tables, state, &plan, lock, &mut done).await?;
     Ok(done)
 }
 
@@ -76,6 +78,7 @@ pub fn fill(
     tables: &Tables,
     state: &mut State,
     facts: &Facts,
+    lock: &Lock,
     done: &mut Reconciled,
 ) -> Result<Plan> {
     // Refuse what cannot be before anything is touched.
@@ -85,11 +88,11 @@ pub fn fill(
     crate::forwards::refresh(state, directory)?;
     state.dhcp_leases = instance.dhcp_leases();
     sysctls::survey(state, facts, done);
-    let loopback_is_strict = services::loopback::settle(state, !outline.service.is_empty(), done);
+    let loopback_is_strict = services::loopback::settle(state, !outline.service.is_empty(), lock, done);
     let room = room::settle(instance, tables, facts, &outline)?;
     done.changes.extend(room.changes);
     let circumstances = Circumstances {
-        obstructed: obstructed(state, facts),
+        obstructed: obstructed(instance, state, facts),
         closed: sysctls::closed(state),
         room: room.ends,
         loopback_is_strict,
@@ -121,8 +124,11 @@ pub async fn attach(
     tables: &Tables,
     state: &mut State,
     plan: &Plan,
+    lock: &Lock,
     done: &mut Reconciled,
 ) -> Result<()> {
+    link::foresee(state, &plan.hooks);
+    lock.note_records(state)?;
     let synced = link::sync(instance, handle, state, &plan.hooks).await?;
     done.changes.extend(synced.changes);
     if synced.failures.is_empty() {
@@ -142,6 +148,10 @@ pub async fn attach(
         )),
     }
     state.warnings.extend(done.failures.iter().map(|failure| format!("{failure:#}")));
+    // Where an old program still stands, it needs its maps.
+    if done.failures.is_empty() && heritage::finish(instance, &Edition::THIS)? {
+        done.changes.push("took over flows and mappings into the maps of this version".to_owned());
+    }
     Ok(())
 }
 
@@ -179,7 +189,8 @@ pub fn flush(tables: &Tables, is_doomed: impl Fn(&FlowKey, &Session) -> bool) ->
 
 /// Ports with something of the operator's behind their hook: an ingress filter that is not vmnat's own, or rules of
 /// nftables.
-fn obstructed(state: &State, facts: &Facts) -> HashMap<u32, String> {
+fn obstructed(instance: &Instance, state: &State, facts: &Facts) -> HashMap<u32, String> {
+    let own = link::own_programs(instance);
     let bridges = state.bridges.iter().filter_map(|bridge| facts.link(&bridge.name));
     let bridges = bridges.chain(plan::uplinks(state, facts).into_iter().filter(|uplink| uplink.is_bridge));
     let rules = facts::port_rules();
@@ -192,9 +203,13 @@ fn obstructed(state: &State, facts: &Facts) -> HashMap<u32, String> {
         // The port may be gone by now.
         let filters = facts::filters(port.index, Point::Ingress).unwrap_or_default();
         let foreign = filters.into_iter().find(|filter| {
-            !state.filters.iter().any(|own| {
-                own.ifindex == port.index && own.priority == filter.preference && own.handle == filter.handle
-            })
+            let is_own = own.iter().any(|(id, _)| Some(*id) == filter.program_id);
+            !is_own
+                && !state.filters.iter().any(|own| {
+                    own.ifindex == port.index
+                        && own.priority == filter.preference
+                        && own.handle == filter.handle
+                })
         });
         if let Some(filter) = foreign {
             obstructed.insert(port.index, format!("its ingress has a {} filter", filter.kind));

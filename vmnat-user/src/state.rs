@@ -5,6 +5,7 @@
 //! The kernel's maps and links are the running state; this is the wish, plus the records that `down` needs. It is
 //! written whole to a temporary file, synced and renamed, so a reader never sees half of it.
 
+pub mod kept;
 mod lock;
 mod records;
 mod wish;
@@ -162,9 +163,16 @@ impl State {
     /// # Errors
     /// As [`store::load`].
     pub fn stored(instance: &Instance, hook: HookMode) -> Result<Self> {
-        let mut state = Self::new(hook);
-        state.adopt(store::load(instance)?);
-        Ok(state)
+        Self::new(hook).with_stored_forwards(instance)
+    }
+
+    /// This state and the port forwards that outlive the instance.
+    ///
+    /// # Errors
+    /// As [`store::load`].
+    pub fn with_stored_forwards(mut self, instance: &Instance) -> Result<Self> {
+        self.adopt(store::load(instance)?);
+        Ok(self)
     }
 
     /// Takes in the port forwards that outlive the instance.

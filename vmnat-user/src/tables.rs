@@ -30,9 +30,10 @@ use vmnat_common::{
     uplink::Uplink,
 };
 
+pub(crate) use self::table::not_a_map;
 pub use self::table::{Batches, Table};
 use crate::{
-    dataplane::{map, program},
+    dataplane::{heritage, map, program},
     error::Error,
     paths::Instance,
     rawbpf,
@@ -116,6 +117,7 @@ impl Tables {
                 let what = format!("reading the maps of instance \"{instance}\"");
                 return Err(Error::NotPermitted { what }.into());
             }
+            Err(_) if let Some(error) = heritage::unknown(instance) => return Err(error.into()),
             Err(_) if instance.state().exists() => {
                 let option = instance.option();
                 return Err(Error::HiddenPins { instance: instance.to_string(), option }.into());
@@ -130,28 +132,28 @@ impl Tables {
             rawbpf::object_get(&pin).with_context(|| format!("open the program {}", pin.display()))
         };
         Ok(Self {
-            flow: Table::open(&instance.map(map::FLOW))?,
-            mapping: Table::open(&instance.map(map::MAPPING))?,
-            network: Table::open(&instance.map(map::NETWORK))?,
-            untranslated: Table::open(&instance.map(map::UNTRANSLATED))?,
-            access: Table::open(&instance.map(map::ACCESS))?,
-            access_range: Table::open(&instance.map(map::ACCESS_RANGE))?,
-            bridge_port: Table::open(&instance.map(map::BRIDGE_PORT))?,
-            uplink: Table::open(&instance.map(map::UPLINK))?,
-            gateway: Table::open(&instance.map(map::GATEWAY))?,
-            forward: Table::open(&instance.map(map::FORWARD))?,
-            forward_active: Table::open(&instance.map(map::FORWARD_ACTIVE))?,
-            forward_port: Table::open(&instance.map(map::FORWARD_PORT))?,
-            forward_source: Table::open(&instance.map(map::FORWARD_SOURCE))?,
-            forward_count: Table::open(&instance.map(map::FORWARD_COUNT))?,
-            host_peer: Table::open(&instance.map(map::HOST_PEER))?,
-            guest: Table::open(&instance.map(map::GUEST))?,
-            lease: Table::open(&instance.map(map::LEASE))?,
-            station: Table::open(&instance.map(map::STATION))?,
-            service: Table::open(&instance.map(map::SERVICE))?,
-            port_pool: Table::open(&instance.map(map::PORT_POOL))?,
-            settings: Table::open(&instance.map(map::SETTINGS))?,
-            outcomes: Table::open(&instance.map(map::OUTCOMES))?,
+            flow: Table::open(instance, map::FLOW)?,
+            mapping: Table::open(instance, map::MAPPING)?,
+            network: Table::open(instance, map::NETWORK)?,
+            untranslated: Table::open(instance, map::UNTRANSLATED)?,
+            access: Table::open(instance, map::ACCESS)?,
+            access_range: Table::open(instance, map::ACCESS_RANGE)?,
+            bridge_port: Table::open(instance, map::BRIDGE_PORT)?,
+            uplink: Table::open(instance, map::UPLINK)?,
+            gateway: Table::open(instance, map::GATEWAY)?,
+            forward: Table::open(instance, map::FORWARD)?,
+            forward_active: Table::open(instance, map::FORWARD_ACTIVE)?,
+            forward_port: Table::open(instance, map::FORWARD_PORT)?,
+            forward_source: Table::open(instance, map::FORWARD_SOURCE)?,
+            forward_count: Table::open(instance, map::FORWARD_COUNT)?,
+            host_peer: Table::open(instance, map::HOST_PEER)?,
+            guest: Table::open(instance, map::GUEST)?,
+            lease: Table::open(instance, map::LEASE)?,
+            station: Table::open(instance, map::STATION)?,
+            service: Table::open(instance, map::SERVICE)?,
+            port_pool: Table::open(instance, map::PORT_POOL)?,
+            settings: Table::open(instance, map::SETTINGS)?,
+            outcomes: Table::open(instance, map::OUTCOMES)?,
             reaper: program(program::REAPER)?,
             clock: program(program::CLOCK)?,
         })

@@ -13,7 +13,7 @@ use crate::{
     reconcile::sysctls,
     rest::Snapshot,
     room, services,
-    state::{self, HookMode, Lock, State},
+    state::{self, HookMode, Lock, State, kept},
     tables::Tables,
 };
 
@@ -35,10 +35,10 @@ impl TornDown {
     }
 }
 
-/// True when there is anything to take down: what is kept in `/run`, or pins of any schema.
+/// True when there is anything to take down: what is kept in `/run`, pins of any schema, or what a reboot would bring back.
 #[must_use]
 pub fn exists(instance: &Instance) -> bool {
-    instance.run().exists() || instance.pins().exists()
+    instance.run().exists() || instance.pins().exists() || instance.wish().exists()
 }
 
 /// Ends the agent, puts kernel settings back, detaches every hook, removes pins and state.
@@ -82,6 +82,7 @@ pub async fn teardown(instance: &Instance, handle: &Handle) -> Result<TornDown> 
         done.removed.push(format!("unmounted the BPF file system at {}", crate::paths::BPF_FS));
     }
     if done.failures.is_empty() {
+        done.note(kept::forget(instance));
         done.note(remove_state(lock, instance));
     } else {
         // What could not be undone stays on record, for the next attempt.

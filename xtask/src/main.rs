@@ -4,6 +4,7 @@ mod bench;
 mod check;
 mod command;
 mod demo;
+mod dist;
 mod docs;
 mod fuzz;
 mod object;
@@ -27,6 +28,7 @@ enum Task {
     Bench(bench::Args),
     Object(object::Args),
     Docs(docs::Args),
+    Dist(dist::Args),
     Fuzz(fuzz::Args),
 }
 
@@ -39,6 +41,7 @@ fn main() -> ExitCode {
         Task::Bench(args) => bench::run(&args),
         Task::Object(args) => object::run(&args),
         Task::Docs(args) => docs::run(&args),
+        Task::Dist(args) => dist::run(&args),
         Task::Fuzz(args) => fuzz::run(&args),
     };
     match result {

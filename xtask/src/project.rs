@@ -15,6 +15,9 @@ pub const LAB: [&str; 5] = ["--release", "--package", "vmnat-user", "--package",
 /// Tells the lab which `vmnat` to run: its own path means nothing to it once it is in namespaces below a chroot.
 pub const VMNAT: &str = "VMNAT_BIN";
 
+/// Tells the packages tier which program makes the traffic in its machines.
+pub const STEADY: &str = "VMNAT_STEADY_BIN";
+
 /// The workspace's root.
 pub fn root() -> &'static Path {
     let here = Path::new(env!("CARGO_MANIFEST_DIR"));

@@ -7,9 +7,11 @@ pub mod cargo_fuzz;
 pub mod dnsmasq;
 pub mod guest_kernel;
 pub mod guest_root;
+pub mod host_kernels;
 pub mod hosts;
 mod kernel;
 mod linker;
+pub mod packagers;
 mod packages;
 pub mod stun;
 mod toolchain;
@@ -37,6 +39,8 @@ pub enum Scope {
     Tests,
     /// Every host of the hosts tier too.
     Hosts,
+    /// Every distribution that the packages tier boots too.
+    Packages,
 }
 
 /// Sets up and says that all is there.
@@ -66,7 +70,14 @@ pub fn ensure(scope: Scope) -> Result<()> {
         match scope {
             Scope::Build | Scope::Lab => {}
             Scope::Tests => hosts::ensure(&[hosts::BOOKWORM])?,
-            Scope::Hosts => hosts::ensure(&[hosts::BOOKWORM, hosts::TRIXIE])?,
+            Scope::Hosts | Scope::Packages => hosts::ensure(&[hosts::BOOKWORM, hosts::TRIXIE])?,
+        }
+        match scope {
+            Scope::Build | Scope::Lab | Scope::Hosts => {}
+            Scope::Tests => packagers::ensure().and_then(|()| host_kernels::ensure(&["bookworm"]))?,
+            Scope::Packages => {
+                packagers::ensure().and_then(|()| host_kernels::ensure(&["bookworm", "trixie"]))?;
+            }
         }
     }
     Ok(())

@@ -1,4 +1,4 @@
-//! `test`: the checks, then the four tiers and a short cut of the fifth, then one line that adds them up.
+//! `test`: the checks, then the four tiers and short cuts of the others, then one line that adds them up.
 
 use std::{fs, io::ErrorKind, path::PathBuf, process::Command};
 
@@ -8,8 +8,8 @@ use clap::{Parser, ValueEnum};
 use crate::{
     check::{CHECKS, Check},
     command::{self, cargo, program},
-    demo, project, setup,
-    setup::{dnsmasq, guest_kernel, guest_root, hosts, stun, wireguard},
+    demo, dist, project, setup,
+    setup::{dnsmasq, guest_kernel, guest_root, host_kernels, hosts, stun, wireguard},
     steps::Steps,
 };
 
@@ -25,7 +25,7 @@ pub struct Args {
 
 #[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
 enum Choice {
-    /// The checks, the first four tiers, and of the hosts those that need one tree
+    /// The checks, the first four tiers, and of hosts and packages what needs one tree
     All,
     /// Pure rules, without root
     Unit,
@@ -37,6 +37,8 @@ enum Choice {
     Vm,
     /// The real software that cuts guests off, each in a machine of namespaces
     Hosts,
+    /// The packages on systems with systemd, in QEMU
+    Packages,
 }
 
 /// A tier, and what its `cargo test` is told.
@@ -48,7 +50,7 @@ struct Tier {
     harness: &'static [&'static str],
 }
 
-const TIERS: [Tier; 5] = [
+const TIERS: [Tier; 6] = [
     Tier {
         choice: Choice::Unit,
         name: "unit",
@@ -69,10 +71,16 @@ const TIERS: [Tier; 5] = [
         selection: &["--test", "hosts"],
         harness: &["--test-threads=2"],
     },
+    Tier {
+        choice: Choice::Packages,
+        name: "packages",
+        selection: &["--test", "packages"],
+        harness: &["--test-threads=1"],
+    },
 ];
 
-/// What `./dev test` leaves to `./dev test hosts`.
-const LONG_HOSTS: [&str; 2] = ["--skip", "full::"];
+/// What `./dev test` leaves to `./dev test hosts` and `./dev test packages`.
+const LONG: [&str; 2] = ["--skip", "full::"];
 
 /// Runs what was asked for to the end, whatever fails on the way.
 pub fn run(args: &Args) -> Result<()> {
@@ -85,6 +93,7 @@ pub fn run(args: &Args) -> Result<()> {
     let scope = match choice {
         Choice::Unit => setup::Scope::Build,
         Choice::Hosts => setup::Scope::Hosts,
+        Choice::Packages => setup::Scope::Packages,
         Choice::All => setup::Scope::Tests,
         _ => setup::Scope::Lab,
     };
@@ -101,11 +110,13 @@ pub fn run(args: &Args) -> Result<()> {
     for tier in tiers {
         let result = steps.step(tier.name, || {
             let mut command = tier.command(filter.as_deref());
-            if tier.choice == Choice::Hosts {
-                forget_matrix()?;
-                if *choice == Choice::All {
-                    command.args(LONG_HOSTS);
-                }
+            match tier.choice {
+                Choice::Hosts => forget_matrix()?,
+                Choice::Packages => dist::make(&packages())?,
+                Choice::All | Choice::Unit | Choice::Prog | Choice::Netns | Choice::Vm => {}
+            }
+            if *choice == Choice::All && matches!(tier.choice, Choice::Hosts | Choice::Packages) {
+                command.args(LONG);
             }
             command::run_lines(&mut command, |line| {
                 println!("{line}");
@@ -123,6 +134,11 @@ pub fn run(args: &Args) -> Result<()> {
 /// Where the hosts tier notes what it finds.
 fn results() -> PathBuf {
     project::target().join("hosts-results")
+}
+
+/// Where the packages lie that the packages tier installs.
+fn packages() -> PathBuf {
+    project::target().join("packages")
 }
 
 fn forget_matrix() -> Result<()> {
@@ -151,7 +167,8 @@ impl Tier {
         command.env(stun::VARIABLE, stun::dir()).env(dnsmasq::VARIABLE, dnsmasq::dir());
         command.env(hosts::VARIABLE, hosts::dir()).env(hosts::RESULTS, results());
         command.env(wireguard::VARIABLE, wireguard::dir());
-        command.env(project::VMNAT, project::built("vmnat"));
+        command.env(host_kernels::VARIABLE, host_kernels::dir()).env(dist::VARIABLE, packages());
+        command.env(project::VMNAT, project::built("vmnat")).env(project::STEADY, project::built("steady"));
         command
     }
 }

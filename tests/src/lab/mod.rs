@@ -16,6 +16,7 @@ pub mod resolver;
 pub mod service;
 pub mod snapshot;
 pub mod stun;
+pub mod traffic;
 pub mod uplink;
 pub mod vmnat;
 pub mod watch;

@@ -1,7 +1,8 @@
 //! Desired state: what files say comes true as a whole, beside what the command line says.
 
 mod apply;
-mod atomic;
+pub(crate) mod atomic;
+mod boot;
 mod faults;
 mod reload;
 

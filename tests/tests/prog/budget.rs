@@ -58,7 +58,7 @@ fn maps_stay_within_their_budget_of_memory() {
     dataplane::load(&instance, LoadOptions { flows: 262_144, kernel_log: false })
         .expect("the object loads (as root)");
     let mut sum = 0;
-    for name in dataplane::map::ALL {
+    for (name, _) in dataplane::map::ALL {
         let bytes = memlock(&object_get(&instance.map(name)).unwrap());
         println!("{name}: {} KiB", bytes >> 10);
         sum += bytes;

@@ -1,24 +1,24 @@
 //! SIGHUP: the operator's files are read again and taken over, as `vmnat apply` does it. Files with a fault leave everything
-//! as it is, which is said once in the log, and in `status` until they are mended.
+//! as it is.
 
 use anyhow::Result;
 use tokio::time::Instant;
 use tracing::{info, warn};
 
-use super::{Agent, SETTLE};
+use super::{Agent, Readiness, SETTLE};
 use crate::{
     change::Change,
-    config::{self, Config, Faults, Source},
-    error::Error,
-    facts,
+    config, facts,
     kernel_log::KernelLog,
-    state::{self, Lock, State},
+    state::{self, Lock},
+    systemd,
 };
 
 impl Agent<'_> {
-    /// Reads the files again, and makes true what they say.
+    /// Reads the files again, and makes true what they say. systemd hears when that is over, whatever came of it.
     pub(super) async fn reload(&mut self, kernel_log: &mut Option<KernelLog>) {
         self.reload_due = None;
+        systemd::reloading();
         match self.try_reload().await {
             Ok(true) => {}
             // A command is changing the instance.
@@ -30,64 +30,21 @@ impl Agent<'_> {
         }
         // Whatever came of it, the instance is brought up to date.
         self.reconcile().await;
+        // An agent that is not ready yet says so by itself.
+        if self.reload_due.is_none() && self.readiness == Readiness::Told {
+            systemd::ready();
+        }
     }
 
     async fn try_reload(&mut self) -> Result<bool> {
         let Some(lock) = Lock::try_take_existing(self.instance)? else { return Ok(false) };
         let Some(state) = state::find(self.instance)? else { return Ok(true) };
-        let source = state.file.source.clone();
         let facts = facts::gather(&self.handle).await?;
         let mut change = Change::with(self.instance, self.handle.clone(), lock, state, facts);
-        let before = change.state.clone();
-        match self.take_over(&mut change, &source).await {
-            Ok(()) => self.kernel_log = change.state.kernel_log,
-            Err(error) => {
-                let fault = brief(&error);
-                change.state = state::find(self.instance)?.unwrap_or(before);
-                if change.state.file.fault.as_ref() != Some(&fault) {
-                    warn!("what {} says is not taken over: {error:#}", source.name(self.instance));
-                    change.state.file.fault = Some(fault);
-                    change.save()?;
-                }
-            }
-        }
-        Ok(true)
-    }
-
-    async fn take_over(&self, change: &mut Change, source: &Source) -> Result<()> {
-        let Some(config) = self.read(&change.state, source)? else {
+        if !config::renew(self.instance, &mut change).await? {
             info!("SIGHUP: no file is there to be read");
-            if change.state.file.fault.take().is_some() {
-                change.save()?;
-            }
-            return Ok(());
-        };
-        let (prepared, done) = config::apply::carry_out(self.instance, change, &config, source).await?;
-        let name = source.name(self.instance);
-        info!("read {name} again: {} differences", prepared.differences.len());
-        for difference in &prepared.differences {
-            info!("{difference}");
         }
-        for line in &done.changes {
-            info!("{line}");
-        }
-        for warning in &prepared.warnings {
-            warn!("{warning}");
-        }
-        Ok(())
-    }
-
-    fn read(&self, state: &State, source: &Source) -> Result<Option<Config>> {
-        let owns =
-            !state.file.owned.is_empty() || state.forwards.iter().any(|forward| forward.wish.file.is_some());
-        config::again(self.instance, source, owns)
-    }
-}
-
-/// A fault in a line.
-fn brief(error: &anyhow::Error) -> String {
-    match error.downcast_ref::<Error>() {
-        Some(Error::BadConfig(faults)) => Faults::brief(faults),
-        _ => format!("{error:#}").lines().next().unwrap_or_default().to_owned(),
+        self.kernel_log = change.state.kernel_log;
+        Ok(true)
     }
 }

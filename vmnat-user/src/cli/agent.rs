@@ -4,7 +4,11 @@ use std::io::{self, Write as _};
 
 use anyhow::{Context as _, Result};
 
-use crate::{agent, launch, paths::Instance};
+use crate::{
+    agent::{self, Herald},
+    launch,
+    paths::Instance,
+};
 
 /// Keep maps and hooks true (started by `up`)
 #[derive(Clone, Debug, clap::Args)]
@@ -21,7 +25,7 @@ pub async fn run(instance: &Instance, args: &Args) -> Result<()> {
     // Who started `up` may have blocked signals, and a process inherits that: `down` could end the agent by force alone.
     let _ = nix::sys::signal::SigSet::empty().thread_set_mask();
     std::env::set_current_dir("/").context("leave the directory")?;
-    agent::run(instance, say_ready).await
+    agent::run(instance, Herald::Command(say_ready)).await
 }
 
 /// Tells `up`, and lets go of it.

@@ -14,7 +14,9 @@ mod guests;
 mod leases;
 mod logs;
 mod network;
+mod nudge;
 mod print;
+mod run;
 mod status;
 mod up;
 mod uplink;
@@ -75,8 +77,11 @@ enum Command {
     Guests(guests::Args),
     Counters(counters::Args),
     Logs(logs::Args),
+    Run(run::Args),
     #[command(hide = true)]
     Agent(agent::Args),
+    #[command(hide = true)]
+    Nudge(nudge::Args),
 }
 
 /// Runs the command that was asked for.
@@ -102,16 +107,27 @@ pub async fn run(cli: Cli) -> Result<()> {
         Command::Guests(args) => guests::run(&instance, &args),
         Command::Counters(args) => counters::run(&instance, &args),
         Command::Logs(args) => logs::run(&instance, &args),
+        Command::Run(args) => run::run(&instance, &args).await,
         Command::Agent(args) => agent::run(&instance, &args).await,
+        Command::Nudge(args) => {
+            nudge::run(&args);
+            Ok(())
+        }
     }
 }
 
 impl Cli {
+    /// Which instance is meant.
+    #[must_use]
+    pub const fn instance(&self) -> &Instance {
+        &self.instance
+    }
+
     /// The level of what is said on standard error.
     #[must_use]
     pub const fn level(&self) -> &'static str {
         match (&self.command, self.verbose) {
-            (Command::Agent(_), 0) | (_, 1) => "vmnat_user=info",
+            (Command::Agent(_) | Command::Run(_), 0) | (_, 1) => "vmnat_user=info",
             (_, 0) => "vmnat_user=warn",
             _ => "vmnat_user=trace,aya=debug",
         }

@@ -19,7 +19,7 @@ pub(super) use self::{
 };
 use super::{apply, duration, print};
 use crate::{
-    agent,
+    agent::{self, Herald},
     change::{self, Change},
     config::{self, Config, Source},
     dataplane,
@@ -30,7 +30,8 @@ use crate::{
     link,
     paths::Instance,
     reconcile::{self, Reconciled, settings::TIMEOUTS},
-    state::{self, HookMode, Lock, State},
+    state::{self, HookMode, Lock, State, kept},
+    systemd,
     takeover::TakenOver,
     teardown,
 };
@@ -156,11 +157,13 @@ pub(super) async fn start_up(
     let facts = interfaces::wait(instance, &args, files, &handle).await?;
     let lock = Lock::take(instance)?;
     let is_first = !instance.state().exists();
+    let kept_before = kept::load(instance).unwrap_or_default();
     let logged = state::find(instance)?.is_some_and(|state| state.kernel_log);
     if let Err(error) = bring_up(instance, lock, &args, config.as_ref(), &handle, facts, mounted).await {
         if is_first {
             let undone = teardown::teardown(instance, &handle).await;
             tracing::debug!("what was begun is undone: {undone:?}");
+            kept::put_back(instance, kept_before.as_ref())?;
         }
         return Err(error);
     }
@@ -272,10 +275,13 @@ fn tell_taken(taken: &TakenOver) -> Result<()> {
 /// Starts the agent where none runs, or becomes it.
 pub(super) async fn settle_agent(instance: &Instance, foreground: bool) -> Result<()> {
     if foreground {
-        return agent::run(instance, launch::notify_ready).await;
+        return agent::run(instance, Herald::ServiceManager).await;
     }
     if agent::running(instance).is_some() {
         return Ok(());
+    }
+    if let Some(unit) = systemd::start(instance) {
+        return print::line(&format!("started {unit}, whose agent stays behind"));
     }
     let state = state::load(instance)?;
     let pid = launch::launch(instance, &state.log)?;

@@ -8,8 +8,8 @@ mod values;
 use ipnet::Ipv4Net;
 
 use self::values::{
-    absolute, filtering, hook, interface, moment, network, optional, resolver, rules, services, set_bridges,
-    set_externals, set_rules, set_timeout, small, timeout_of, written_moment,
+    absolute, bindings, filtering, hook, interface, moment, network, optional, resolver, rules, services,
+    set_bindings, set_bridges, set_externals, set_rules, set_timeout, small, timeout_of, written_moment,
 };
 use super::key::{Access, Key, Scalar, Scope, flag, number, text};
 use crate::{
@@ -169,6 +169,13 @@ pub(crate) const STATE_KEYS: &[Key<State>] = &[
             state.lease_files = files.iter().map(|file| absolute(file)).collect::<Result<_, _>>()?;
             Ok(())
         }
+    ),
+    many!(
+        "bind",
+        "Addresses given to guests before what any other source says, as `vmnat leases bind` does: ADDRESS=MAC[@PORT]",
+        "[\"192.168.122.10=52:54:00:12:34:56\"]",
+        bindings,
+        set_bindings
     ),
     Key {
         fixed: true,

@@ -69,7 +69,7 @@ const FORWARDS: &str = "
 ";
 
 /// The sentence above a table.
-fn about(table: &str) -> &'static str {
+pub(super) fn about(table: &str) -> &'static str {
     match table {
         "timeout" => {
             "How long a silent flow of a kind is kept: seconds, or text such as \"30s\", \"2m\", \"1h\" or \"5d\"."
@@ -79,7 +79,7 @@ fn about(table: &str) -> &'static str {
 }
 
 /// Tables of the instance, in the order of their keys.
-fn tables() -> Vec<&'static str> {
+pub(super) fn tables() -> Vec<&'static str> {
     let mut tables: Vec<&str> =
         STATE_KEYS.iter().filter_map(|key| Some(key.name.split_once('.')?.0)).collect();
     tables.dedup();
@@ -87,7 +87,7 @@ fn tables() -> Vec<&'static str> {
 }
 
 /// The keys of a table: those whose names have nothing but a word after the prefix.
-fn below<T: Scope>(
+pub(super) fn below<T: Scope>(
     keys: &'static [Key<T>],
     prefix: &str,
 ) -> impl Iterator<Item = (&'static Key<T>, &'static str)> {
@@ -111,13 +111,7 @@ fn said<T: Scope>(scope: &T, keys: &'static [Key<T>], prefix: &str) -> String {
 /// A comment and a commented line for each key.
 fn explain<T: Scope>(text: &mut String, keys: &'static [Key<T>], prefix: &str) {
     for (key, word) in below(keys, prefix) {
-        let default = key.default();
-        let is_said = !default.is_empty() && default != [Scalar::Text(String::new())];
-        let shown = match (key.example, is_said, key.name) {
-            ("", true, _) => value(key, &default),
-            ("", false, "spec") => "\"8080:192.168.122.10:80/tcp\"".to_owned(),
-            (example, _, _) => example.to_owned(),
-        };
+        let (shown, is_said) = shown(key);
         let none = if is_said || key.name == "spec" { "" } else { " (none by default)" };
         let mut lines: Vec<String> = key.about.lines().map(|line| format!("# {line}")).collect();
         if let Some(last) = lines.last_mut() {
@@ -127,6 +121,18 @@ fn explain<T: Scope>(text: &mut String, keys: &'static [Key<T>], prefix: &str) {
         let gap = if prefix.is_empty() { "\n" } else { "" };
         let _ = write!(text, "{gap}{}\n# {word} = {shown}\n", lines.join("\n"));
     }
+}
+
+/// A value to show for a key, and whether that is its default.
+pub(super) fn shown<T: Scope>(key: &Key<T>) -> (String, bool) {
+    let default = key.default();
+    let is_said = !default.is_empty() && default != [Scalar::Text(String::new())];
+    let shown = match (key.example, is_said, key.name) {
+        ("", true, _) => value(key, &default),
+        ("", false, "spec") => "\"8080:192.168.122.10:80/tcp\"".to_owned(),
+        (example, _, _) => example.to_owned(),
+    };
+    (shown, is_said)
 }
 
 fn value<T: Scope>(key: &Key<T>, values: &[Scalar]) -> String {

@@ -1,4 +1,4 @@
-//! Names of the maps, as `vmnat-ebpf/src/maps.rs` declares them.
+//! Names and types of the maps, as `vmnat-ebpf/src/maps.rs` declares them.
 
 /// Flows.
 pub const FLOW: &str = "FLOW";
@@ -49,30 +49,57 @@ pub const SETTINGS: &str = "SETTINGS";
 /// Counters.
 pub const OUTCOMES: &str = "OUTCOMES";
 
+/// What the kernel calls a map's type (`enum bpf_map_type`).
+#[repr(u32)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    /// Entries by key, all of them preallocated.
+    Hash = 1,
+    /// Entries by number.
+    Array = 2,
+    /// The same for each CPU.
+    PerCpuArray = 6,
+    /// As a hash; the oldest entries give way.
+    LruHash = 9,
+    /// Entries by prefix, allocated as they come.
+    LpmTrie = 11,
+}
+
+impl Kind {
+    /// The flags with which such a map is made: `BPF_F_NO_PREALLOC` for a trie, none else.
+    #[must_use]
+    pub const fn flags(self) -> u32 {
+        match self {
+            Self::LpmTrie => 1,
+            _ => 0,
+        }
+    }
+}
+
 /// All of them.
-pub const ALL: [&str; 24] = [
-    FLOW,
-    MAPPING,
-    NETWORK,
-    UNTRANSLATED,
-    ACCESS,
-    ACCESS_RANGE,
-    BRIDGE_PORT,
-    UPLINK,
-    GATEWAY,
-    NEXT_HOP,
-    FORWARD,
-    FORWARD_ACTIVE,
-    FORWARD_PORT,
-    FORWARD_SOURCE,
-    FORWARD_COUNT,
-    HOST_PEER,
-    FRAGMENT,
-    GUEST,
-    LEASE,
-    STATION,
-    SERVICE,
-    PORT_POOL,
-    SETTINGS,
-    OUTCOMES,
+pub const ALL: [(&str, Kind); 24] = [
+    (FLOW, Kind::Hash),
+    (MAPPING, Kind::Hash),
+    (NETWORK, Kind::LpmTrie),
+    (UNTRANSLATED, Kind::LpmTrie),
+    (ACCESS, Kind::LpmTrie),
+    (ACCESS_RANGE, Kind::Array),
+    (BRIDGE_PORT, Kind::Hash),
+    (UPLINK, Kind::Hash),
+    (GATEWAY, Kind::Hash),
+    (NEXT_HOP, Kind::Array),
+    (FORWARD, Kind::Array),
+    (FORWARD_ACTIVE, Kind::Array),
+    (FORWARD_PORT, Kind::Array),
+    (FORWARD_SOURCE, Kind::LpmTrie),
+    (FORWARD_COUNT, Kind::Hash),
+    (HOST_PEER, Kind::LruHash),
+    (FRAGMENT, Kind::LruHash),
+    (GUEST, Kind::Hash),
+    (LEASE, Kind::Hash),
+    (STATION, Kind::Hash),
+    (SERVICE, Kind::Hash),
+    (PORT_POOL, Kind::Array),
+    (SETTINGS, Kind::Array),
+    (OUTCOMES, Kind::PerCpuArray),
 ];

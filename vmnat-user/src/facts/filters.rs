@@ -69,9 +69,21 @@ pub fn filters(index: u32, point: Point) -> io::Result<Vec<Filter>> {
 /// # Errors
 /// The kernel's.
 pub fn has_plain_ingress(index: u32) -> io::Result<bool> {
+    has_discipline(index, "ingress")
+}
+
+/// True when an interface has a clsact queueing discipline.
+///
+/// # Errors
+/// The kernel's.
+pub fn has_clsact(index: u32) -> io::Result<bool> {
+    has_discipline(index, "clsact")
+}
+
+fn has_discipline(index: u32, kind: &str) -> io::Result<bool> {
     let mut found = false;
     dump(NETLINK_ROUTE, RTM_GETQDISC, &request(index, 0), |message| {
-        found |= is_plain_ingress(message, index);
+        found |= is_discipline(message, index, kind);
     })?;
     Ok(found)
 }
@@ -86,10 +98,10 @@ fn request(index: u32, parent: u32) -> [u8; TCMSG] {
 }
 
 /// The kernel lists the disciplines of every interface, whatever was asked for.
-fn is_plain_ingress(message: Message<'_>, index: u32) -> bool {
+fn is_discipline(message: Message<'_>, index: u32, wanted: &str) -> bool {
     let attributes = message.body.get(TCMSG..).map(Attributes);
     let kind = attributes.and_then(|attributes| attributes.find(TCA_KIND).map(text));
-    array(message.body, 4).map(u32::from_ne_bytes) == Some(index) && kind.as_deref() == Some("ingress")
+    array(message.body, 4).map(u32::from_ne_bytes) == Some(index) && kind.as_deref() == Some(wanted)
 }
 
 /// A filter from its message; none for the head of a group, which has no handle.
@@ -113,7 +125,7 @@ fn decode(message: Message<'_>) -> Option<Filter> {
 #[cfg(any(test, fuzzing))]
 pub(crate) fn decode_any(body: &[u8]) {
     let _ = decode(Message { kind: 44, body });
-    let _ = is_plain_ingress(Message { kind: 36, body }, 7);
+    let _ = is_discipline(Message { kind: 36, body }, 7, "ingress");
 }
 
 fn text(bytes: &[u8]) -> String {
@@ -131,7 +143,7 @@ mod tests {
         #[test]
         fn decoding_never_panics(body in proptest::collection::vec(any::<u8>(), 0..200)) {
             let _ = decode(Message { kind: 44, body: &body });
-            let _ = is_plain_ingress(Message { kind: 36, body: &body }, 7);
+            let _ = is_discipline(Message { kind: 36, body: &body }, 7, "ingress");
         }
     }
 
@@ -141,7 +153,7 @@ mod tests {
             let mut body = request(index, 0).to_vec();
             body.extend([12, 0, 1, 0]);
             body.extend(kind);
-            is_plain_ingress(Message { kind: 36, body: &body }, 7)
+            is_discipline(Message { kind: 36, body: &body }, 7, "ingress")
         };
         assert!(discipline(7, b"ingress\0"));
         assert!(!discipline(8, b"ingress\0"));

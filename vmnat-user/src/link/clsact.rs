@@ -15,6 +15,8 @@ use rtnetlink::Handle;
 
 use super::{Hook, Point, Synced, admit};
 use crate::{
+    dataplane::program,
+    facts,
     paths::Instance,
     rawbpf,
     state::{FilterRecord, State},
@@ -28,6 +30,8 @@ pub(super) async fn sync(
 ) -> Result<Synced> {
     let mut synced = Synced::default();
     forget_what_is_gone(handle, state).await;
+    let places = wanted.iter().map(|hook| (hook.interface.clone(), hook.ifindex, hook.point));
+    adopt(instance, state, places.collect());
     for hook in wanted {
         match settle(instance, state, hook).with_context(|| format!("attach {hook}")) {
             Ok(change) => synced.changes.extend(change),
@@ -47,14 +51,70 @@ pub(super) async fn sync(
     Ok(synced)
 }
 
-pub(super) async fn detach_all(handle: &Handle, state: &mut State) -> Synced {
+pub(super) async fn detach_all(instance: &Instance, handle: &Handle, state: &mut State) -> Synced {
     let mut synced = Synced::default();
     forget_what_is_gone(handle, state).await;
+    let interfaces = nix::net::if_::if_nameindex().into_iter().flat_map(|all| {
+        all.iter().map(|one| (one.name().to_string_lossy().into_owned(), one.index())).collect::<Vec<_>>()
+    });
+    let places = interfaces.flat_map(|(name, index)| Point::ALL.map(|point| (name.clone(), index, point)));
+    adopt(instance, state, places.collect());
     let mut filters = mem::take(&mut state.filters);
     filters.reverse();
     remove(filters, state, &mut synced);
     remove_qdiscs(handle, state, &mut synced).await;
     synced
+}
+
+/// Puts on record the queueing disciplines that [`settle`] will add.
+pub(super) fn foresee(state: &mut State, wanted: &[Hook]) {
+    for hook in wanted {
+        // An `ingress` one of somebody else's is in its place, and serves ports and bridges.
+        let is_free = || {
+            let others = [facts::has_clsact(hook.ifindex), facts::has_plain_ingress(hook.ifindex)];
+            others.into_iter().all(|has| has.is_ok_and(|has| !has))
+        };
+        if !state.qdiscs.contains_key(&hook.ifindex) && is_free() {
+            state.qdiscs.insert(hook.ifindex, hook.interface.clone());
+        }
+    }
+}
+
+/// The kernel's numbers of this instance's programs, and their names.
+#[must_use]
+pub fn own_programs(instance: &Instance) -> Vec<(u32, &'static str)> {
+    let id = |name: &'static str| {
+        let fd = rawbpf::object_get(&instance.program(name)).ok()?;
+        Some((rawbpf::program_id(fd.as_fd()).ok()?, name))
+    };
+    program::ALL.into_iter().filter_map(id).collect()
+}
+
+/// Puts on record the filters of this instance's programs that are on none, as a command leaves them that is killed
+/// between a filter and its record.
+fn adopt(instance: &Instance, state: &mut State, places: Vec<(String, u32, Point)>) {
+    let own = own_programs(instance);
+    for (interface, ifindex, point) in places {
+        // The interface may have neither hook nor discipline.
+        for filter in facts::filters(ifindex, point).unwrap_or_default() {
+            let is_known = state.filters.iter().any(|record| {
+                let place = (record.ifindex, record.point, record.priority, record.handle);
+                place == (ifindex, point, filter.preference, filter.handle)
+            });
+            let found = own.iter().find(|(id, _)| Some(*id) == filter.program_id);
+            if let (false, Some((program_id, name))) = (is_known, found) {
+                state.filters.push(FilterRecord {
+                    interface: interface.clone(),
+                    ifindex,
+                    point,
+                    priority: filter.preference,
+                    handle: filter.handle,
+                    program: (*name).to_owned(),
+                    program_id: *program_id,
+                });
+            }
+        }
+    }
 }
 
 /// Makes one hook what it should be; tells what was changed.

@@ -16,7 +16,7 @@ use aya::programs::{
 
 use super::{Hook, Synced, admit};
 use crate::{
-    dataplane::program,
+    dataplane::{heritage, program},
     paths::Instance,
     rawbpf::{self, TcxLink},
     state::State,
@@ -128,27 +128,36 @@ fn replace(program: &mut SchedClassifier, path: &Path) -> Result<()> {
 /// lets packets in from the world, and the guard last.
 fn pinned_in_order(instance: &Instance) -> Result<Vec<Pinned>> {
     let mut pinned = pinned(instance)?;
-    let last = [program::INBOUND, program::GUARD].map(|name| id_of(instance, name).ok());
+    let mut schemas = heritage::others(instance).unwrap_or_default();
+    schemas.push(instance.schema_pins());
+    let last = [program::INBOUND, program::GUARD].map(|name| {
+        let ids = schemas.iter().map(|schema| id_at(&schema.join("progs").join(name)));
+        ids.flatten().collect::<Vec<u32>>()
+    });
     pinned.sort_by_key(|pinned| {
-        last.iter().position(|id| *id == Some(pinned.link.program)).map_or(0, |n| n.saturating_add(1))
+        last.iter().position(|ids| ids.contains(&pinned.link.program)).map_or(0, |n| n.saturating_add(1))
     });
     Ok(pinned)
 }
 
-/// The links that the instance has pinned.
+/// The links that the instance has pinned, those of other versions too.
 fn pinned(instance: &Instance) -> Result<Vec<Pinned>> {
-    let directory = instance.links();
-    let entries = match fs::read_dir(&directory) {
-        Ok(entries) => entries,
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
-        Err(error) => return Err(error).with_context(|| format!("read {}", directory.display())),
-    };
+    let mut directories = vec![instance.links()];
+    let others = heritage::others(instance).with_context(|| format!("read {}", instance.pins().display()))?;
+    directories.extend(others.into_iter().map(|schema| schema.join("links")));
     let mut pinned = Vec::new();
-    for entry in entries {
-        let path = entry?.path();
-        let fd = rawbpf::object_get(&path).with_context(|| format!("open {}", path.display()))?;
-        let link = rawbpf::tcx_link(fd.as_fd()).with_context(|| format!("ask for {}", path.display()))?;
-        pinned.push(Pinned { path, link, wanted: false });
+    for directory in directories {
+        let entries = match fs::read_dir(&directory) {
+            Ok(entries) => entries,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
+            Err(error) => return Err(error).with_context(|| format!("read {}", directory.display())),
+        };
+        for entry in entries {
+            let path = entry?.path();
+            let fd = rawbpf::object_get(&path).with_context(|| format!("open {}", path.display()))?;
+            let link = rawbpf::tcx_link(fd.as_fd()).with_context(|| format!("ask for {}", path.display()))?;
+            pinned.push(Pinned { path, link, wanted: false });
+        }
     }
     Ok(pinned)
 }
@@ -168,8 +177,11 @@ fn program_of<'a>(
 }
 
 fn id_of(instance: &Instance, name: &str) -> Result<u32> {
-    let fd = rawbpf::object_get(&instance.program(name))?;
-    Ok(rawbpf::program_id(fd.as_fd())?)
+    Ok(id_at(&instance.program(name))?)
+}
+
+fn id_at(pin: &Path) -> io::Result<u32> {
+    rawbpf::program_id(rawbpf::object_get(pin)?.as_fd())
 }
 
 /// A pin's name as an operator knows it.

@@ -9,8 +9,8 @@ use tracing::debug;
 
 use crate::{
     reconcile::Reconciled,
-    state::State,
-    sysctl::{self, Restored},
+    state::{Lock, State},
+    sysctl::{self, Change, Restored},
 };
 
 const ALL: &str = "net/ipv4/conf/all/rp_filter";
@@ -21,7 +21,7 @@ const LOOSE: &str = "2";
 
 /// Makes the loopback let in what guests send to services, where some `are_wanted`, and puts it back where none are. True
 /// where it stays strict: the setting cannot be written, as in a container with a `/proc/sys` that is read-only.
-pub fn settle(state: &mut State, are_wanted: bool, done: &mut Reconciled) -> bool {
+pub fn settle(state: &mut State, are_wanted: bool, lock: &Lock, done: &mut Reconciled) -> bool {
     if !are_wanted {
         match restore(state) {
             Ok(line) => done.changes.extend(line),
@@ -32,22 +32,34 @@ pub fn settle(state: &mut State, are_wanted: bool, done: &mut Reconciled) -> boo
     if !is_strict() {
         return false;
     }
-    match sysctl::apply(LOOPBACK, LOOSE) {
+    // Where it is on record already, what it was at first is what `down` restores.
+    let is_known = state.loopback.is_some();
+    match record(state, lock).and_then(|()| sysctl::apply(LOOPBACK, LOOSE)) {
         Ok(None) => is_strict(),
         Ok(Some(change)) => {
             done.changes.push(format!(
                 "set {} from {} to {}: services of the gateway come in there",
                 change.path, change.before, change.after
             ));
-            // Where it is on record already, what it was at first is what `down` restores.
-            state.loopback.get_or_insert(change);
             false
         }
         Err(error) => {
             debug!("{error:#}");
+            if !is_known {
+                state.loopback = None;
+            }
             true
         }
     }
+}
+
+/// Puts it on record before it is changed.
+fn record(state: &mut State, lock: &Lock) -> anyhow::Result<()> {
+    if state.loopback.is_none() {
+        let before = sysctl::read(LOOPBACK)?;
+        state.loopback = Some(Change { path: LOOPBACK.into(), before, after: LOOSE.into() });
+    }
+    lock.note_records(state)
 }
 
 /// Puts the loopback back as it was; a line where there was something to put back.

@@ -11,10 +11,14 @@ use std::{
 use anyhow::{Context as _, Result};
 use nix::fcntl::{Flock, FlockArg};
 
-use super::State;
+use super::{
+    State,
+    kept::{self, Kept, StagedWish},
+};
 use crate::{
     error::Error,
     forwards::store::{self, Staged, UNFINISHED},
+    link,
     paths::Instance,
 };
 
@@ -67,7 +71,7 @@ impl Lock {
         match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
             Ok(file) if is_current(&file, &path) => {
                 // What a holder that was killed has not finished.
-                for file in [instance.state(), instance.forwards()] {
+                for file in [instance.state(), instance.forwards(), instance.wish()] {
                     let _ = fs::remove_file(file.with_extension(UNFINISHED));
                 }
                 Ok(Some(Self { _file: file, instance: instance.clone() }))
@@ -86,7 +90,15 @@ impl Lock {
         store::stage(&self.instance, &state.divide().0)
     }
 
-    /// Writes the state, and the port forwards that outlive it where they have changed.
+    /// Writes the wish beside its file; none where the file holds it already.
+    ///
+    /// # Errors
+    /// What the file system answers; the file is as it was.
+    pub fn stage_wish(&self, state: &State) -> Result<Option<StagedWish>> {
+        kept::stage(&self.instance, &Kept::of(state, link::kernel_mode()))
+    }
+
+    /// Writes the state, and what outlives it where that has changed: port forwards, and the wish.
     ///
     /// # Errors
     /// What the file system answers.
@@ -95,6 +107,7 @@ impl Lock {
         if let Some(staged) = store::stage(&self.instance, &store)? {
             staged.commit()?;
         }
+        kept::save(&self.instance, &Kept::of(state, link::kernel_mode()))?;
         self.save_running(&running)
     }
 
@@ -104,6 +117,21 @@ impl Lock {
     /// What the file system answers.
     pub fn save_running(&self, state: &State) -> Result<()> {
         self.write_running(state)?.commit()
+    }
+
+    /// Puts on record what `down` will have to put back, before it is changed: whoever is killed then leaves a host that can be
+    /// left as it was found. What the file says else stays as it is.
+    ///
+    /// # Errors
+    /// What the file system answers.
+    pub fn note_records(&self, state: &State) -> Result<()> {
+        let Some(mut known) = super::find_running(&self.instance)? else { return Ok(()) };
+        let before = known.clone();
+        known.sysctls.clone_from(&state.sysctls);
+        known.loopback.clone_from(&state.loopback);
+        known.filters.clone_from(&state.filters);
+        known.qdiscs.clone_from(&state.qdiscs);
+        if known == before { Ok(()) } else { self.save_running(&known) }
     }
 
     /// Writes the state beside its file, without the port forwards that outlive the instance.

@@ -14,9 +14,17 @@ use anyhow::{Context as _, Result};
 use bytemuck::Pod;
 
 use crate::{
+    dataplane::map,
     error::Error,
-    rawbpf::{self, Cursor},
+    paths::Instance,
+    rawbpf::{self, Cursor, MapShape},
 };
+
+/// What is pinned under a map's name and cannot be asked for its shape: a program, or a link.
+pub(crate) fn not_a_map(pin: &Path, error: &io::Error) -> anyhow::Error {
+    let why = format!("it is no map: {error}");
+    Error::UnknownLayout { path: pin.to_owned(), why }.into()
+}
 
 /// Entries read at a time.
 const BATCH: u32 = 4096;
@@ -30,19 +38,34 @@ pub struct Table<K, V> {
 }
 
 impl<K: Pod, V: Pod> Table<K, V> {
-    /// Opens a pinned map.
+    /// Opens a pinned map by its name.
     ///
     /// # Errors
-    /// When nothing is pinned there, or key or value have another size than the types.
-    pub fn open(pin: &Path) -> Result<Self> {
-        let fd = rawbpf::object_get(pin).with_context(|| format!("open the map {}", pin.display()))?;
-        let shape = rawbpf::map_shape(fd.as_fd()).with_context(|| format!("ask for {}", pin.display()))?;
-        let sizes = (usize::try_from(shape.key_size)?, usize::try_from(shape.value_size)?);
-        if sizes != (size_of::<K>(), size_of::<V>()) {
-            let why = format!("{sizes:?} bytes instead of {:?}", (size_of::<K>(), size_of::<V>()));
-            return Err(Error::UnknownLayout { path: pin.to_owned(), why }.into());
+    /// [`Error::MissingMap`] when nothing is pinned there, and [`Error::UnknownLayout`] when it is of another type, has other flags, or
+    /// key or value have another size than the types.
+    pub fn open(instance: &Instance, name: &str) -> Result<Self> {
+        let pin = instance.map(name);
+        let fd = rawbpf::object_get(&pin).map_err(|error| match error.kind() {
+            io::ErrorKind::NotFound => {
+                let (path, option) = (pin.clone(), instance.option());
+                Error::MissingMap { path, option }.into()
+            }
+            _ => anyhow::Error::new(error).context(format!("open the map {}", pin.display())),
+        })?;
+        let found = rawbpf::map_shape(fd.as_fd()).map_err(|error| not_a_map(&pin, &error))?;
+        let kind = map::ALL.iter().find(|(known, _)| *known == name).map(|(_, kind)| *kind);
+        let kind = kind.with_context(|| format!("there is no map {name}"))?;
+        let expected = MapShape {
+            kind: kind as u32,
+            key_size: u32::try_from(size_of::<K>())?,
+            value_size: u32::try_from(size_of::<V>())?,
+            flags: kind.flags(),
+            ..found
+        };
+        if let Some(why) = expected.difference(&found) {
+            return Err(Error::UnknownLayout { path: pin, why }.into());
         }
-        Ok(Self { fd, max_entries: shape.max_entries, types: PhantomData })
+        Ok(Self { fd, max_entries: found.max_entries, types: PhantomData })
     }
 
     /// The most entries that it holds.

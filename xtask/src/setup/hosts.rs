@@ -58,7 +58,7 @@ pub const TRIXIE: Tree = Tree {
 };
 
 /// What makes the trees.
-const MAKER: &[Package] = &[
+pub const MAKER: &[Package] = &[
     Package::new("mmdebstrap", &["mmdebstrap"], "makes the root trees of the hosts tier's machines"),
     Package::new(
         "debian-archive-keyring",
@@ -157,7 +157,7 @@ fn ensure_unmounted(folder: &Path) -> Result<()> {
 }
 
 /// The mirror of Debian that this machine's own package sources name, as apt understands them.
-fn mirror() -> Result<String> {
+pub fn mirror() -> Result<String> {
     packages::update()?;
     let format = ["indextargets", "--format", "$(ORIGIN) $(LABEL) $(REPO_URI)", "Created-By: Packages"];
     let targets = command::output(&mut program("apt-get", format))?;

@@ -55,6 +55,13 @@ pub const LAB: &[Package] = &[
     Package { name: "openssh-client", probes: &["ssh", "ssh-keygen"], why: "logs in to the real guest" },
 ];
 
+/// What builds packages of vmnat, and looks them over.
+pub const DIST: &[Package] = &[
+    Package { name: "dpkg-dev", probes: &["dpkg-shlibdeps"], why: "finds the libraries that the .deb needs" },
+    Package { name: "lintian", probes: &["lintian"], why: "looks the .deb over" },
+    Package { name: "rpm", probes: &["rpm"], why: "looks the .rpm over" },
+];
+
 /// Installs those that are missing.
 pub fn ensure(wanted: &[Package]) -> Result<()> {
     let missing: Vec<_> = wanted.iter().filter(|package| package.is_missing()).collect();

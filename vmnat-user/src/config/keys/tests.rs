@@ -29,7 +29,10 @@ fn first(name: &str) -> String {
 #[test]
 fn a_file_can_say_whatever_up_can() {
     let keys = STATE_KEYS.iter().map(|key| key.name).chain(BRIDGE_KEYS.iter().map(|key| key.name));
-    assert_eq!(keys.map(first).collect::<BTreeSet<_>>(), options(&["up"]));
+    let mut keys: BTreeSet<String> = keys.map(first).collect();
+    // `vmnat leases bind` says this one.
+    assert!(keys.remove("bind"));
+    assert_eq!(keys, options(&["up"]));
 }
 
 #[test]
@@ -37,6 +40,24 @@ fn a_file_can_say_whatever_dnat_add_can() {
     let mut keys: BTreeSet<String> = DRAFT_KEYS.iter().map(|key| first(key.name)).collect();
     assert!(keys.remove("spec"));
     assert_eq!(keys, options(&["dnat", "add"]));
+}
+
+#[test]
+fn an_address_is_bound_to_one_mac() {
+    let key = STATE_KEYS.iter().find(|key| key.name == "bind").unwrap();
+    let Access::Many { get, set } = key.access else { unreachable!() };
+    let mut state = State::blank();
+    let said = ["10.0.0.2=52:54:00:AB:00:01".to_owned(), "10.0.0.3=52:54:00:ab:00:01@vnet3".to_owned()];
+    set(&mut state, &said).unwrap();
+    assert_eq!(get(&state), ["10.0.0.2=52:54:00:ab:00:01", "10.0.0.3=52:54:00:ab:00:01@vnet3"]);
+    for wrong in
+        ["10.0.0.2", "10.0.0=52:54:00:ab:00:01", "10.0.0.2=01:00:5e:00:00:01", "10.0.0.2=52:54:00:ab:00:01@"]
+    {
+        assert!(set(&mut state, &[wrong.to_owned()]).is_err(), "{wrong}");
+    }
+    let twice = ["10.0.0.2=52:54:00:ab:00:01".to_owned(), "10.0.0.2=52:54:00:ab:00:02".to_owned()];
+    assert!(set(&mut state, &twice).unwrap_err().contains("asked for too"));
+    assert_eq!(state.bindings.len(), 2, "a fault changes nothing");
 }
 
 #[test]

@@ -13,9 +13,10 @@ use super::Scalar;
 use crate::{
     access::{Direction, Rule, RuleSpec, Verb},
     duration::duration,
+    leases,
     reconcile::settings,
     services::{Forwarder, ServicePort, dns},
-    state::{Bridge, Filtering, HookMode, State},
+    state::{Binding, Bridge, Filtering, HookMode, State},
 };
 
 /// The name that the kernel half knows a timeout by.
@@ -138,6 +139,36 @@ pub(super) fn set_externals(state: &mut State, externals: &[String]) -> Result<(
         }
     }
     state.externals = wanted;
+    Ok(())
+}
+
+/// The addresses that were given to guests, as [`set_bindings`] reads them.
+pub(super) fn bindings(state: &State) -> Vec<String> {
+    let written = |Binding { address, mac, port }: &Binding| match port {
+        Some(port) => format!("{address}={mac}@{port}"),
+        None => format!("{address}={mac}"),
+    };
+    state.bindings.iter().map(written).collect()
+}
+
+pub(super) fn set_bindings(state: &mut State, list: &[String]) -> Result<(), String> {
+    let mut wanted: Vec<Binding> = Vec::new();
+    for text in list {
+        let wrong = || format!("{text:?} is no address with a MAC, such as 192.168.122.10=52:54:00:12:34:56");
+        let (address, guest) = text.split_once('=').ok_or_else(wrong)?;
+        let address: Ipv4Addr = address.parse().map_err(|_| wrong())?;
+        let (mac, port) = guest.split_once('@').map_or((guest, None), |(mac, port)| (mac, Some(port)));
+        let mac = leases::guest_mac(mac)?.to_string();
+        let binding = Binding { address, mac, port: port.map(interface).transpose()? };
+        match wanted.iter().find(|known| known.address == address) {
+            Some(known) if *known == binding => {}
+            Some(known) => {
+                return Err(format!("{address} is bound to {}, and {text:?} is asked for too", known.mac));
+            }
+            None => wanted.push(binding),
+        }
+    }
+    state.bindings = wanted;
     Ok(())
 }
 
