@@ -17,6 +17,15 @@ pub const fn fold(sum: u64) -> u16 {
     sum as u16
 }
 
+/// The ones' complement sum of two words.
+#[must_use]
+#[expect(clippy::cast_possible_truncation, reason = "what two words carry over fits beside what is left")]
+pub const fn sum(a: u16, b: u16) -> u16 {
+    let sum = a as u32 + b as u32;
+    let [low, high] = [sum & 0xffff, sum >> 16];
+    (low + high) as u16
+}
+
 /// The difference that replacing `old` by `new` makes to a ones' complement sum.
 #[must_use]
 pub const fn address_diff(old: Address, new: Address) -> u16 {
@@ -26,19 +35,38 @@ pub const fn address_diff(old: Address, new: Address) -> u16 {
 /// The difference that replacing one port by another makes; zero when they are equal.
 #[must_use]
 pub const fn port_diff(old: Port, new: Port) -> u16 {
-    if old.to_wire() == new.to_wire() { 0 } else { fold((!old.to_wire()) as u64 + new.to_wire() as u64) }
+    if old.to_wire() == new.to_wire() { 0 } else { sum(!old.to_wire(), new.to_wire()) }
 }
 
 /// The difference that replacing one 16-bit word (in memory order) by another makes.
 #[must_use]
 pub const fn word_diff(old: u16, new: u16) -> u16 {
-    fold((!old) as u64 + new as u64)
+    sum(!old, new)
 }
 
 /// A checksum field (memory order) after the data under it changed by `diff`: RFC 1624 equation 3.
 #[must_use]
 pub const fn update(field: u16, diff: u16) -> u16 {
-    !fold((!field) as u64 + diff as u64)
+    !sum(!field, diff)
+}
+
+/// The sum of the pseudo-header that the checksums of TCP and UDP cover (RFC 9293 section 3.1): what a checksum field holds while
+/// the rest is left to a device.
+#[must_use]
+#[expect(clippy::cast_possible_truncation, reason = "two folds leave 16 bits")]
+pub const fn pseudo_header(source: Address, destination: Address, protocol: u8, length: u16) -> u16 {
+    let words = (protocol as u16).to_be() as u64 + length.to_be() as u64;
+    let sum = source.to_wire() as u64 + destination.to_wire() as u64 + words;
+    // 34 bits: 16, 16 and the rest.
+    let sum = (sum & 0xffff) + ((sum >> 16) & 0xffff) + (sum >> 32);
+    let sum = (sum & 0xffff) + (sum >> 16);
+    ((sum & 0xffff) + (sum >> 16)) as u16
+}
+
+/// True where two sums are the same number: 0 and 0xffff are one.
+#[must_use]
+pub const fn is_same(a: u16, b: u16) -> bool {
+    a == b || (a ^ b == 0xffff && (a == 0 || b == 0))
 }
 
 /// The internet checksum of `bytes`, in host order, over an initial partial sum. For tests and user space.

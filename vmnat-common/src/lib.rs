@@ -25,6 +25,7 @@ pub mod host;
 pub mod lease;
 pub mod mapping;
 pub mod network;
+pub mod next_hop;
 pub mod outcome;
 pub mod port_range;
 pub mod quota;

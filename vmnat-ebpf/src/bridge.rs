@@ -19,7 +19,7 @@ use crate::{
 /// Sends a frame for another station to its port, where that is certain.
 #[inline(always)]
 pub fn to_station(ctx: &TcContext, packet: &Packet, port: &BridgePort) -> Result<Outcome, Outcome> {
-    if packet.destination_mac.is_group() {
+    if packet.stations.destination.is_group() {
         return Err(Outcome::NotUnicast);
     }
     let direct = port.flags & (BridgePortFlags::DIRECT | BridgePortFlags::IS_BRIDGE);
@@ -28,7 +28,8 @@ pub fn to_station(ctx: &TcContext, packet: &Packet, port: &BridgePort) -> Result
     }
     // SAFETY: the map is preallocated: a station that is replaced at this instant sends one frame to another port of
     // some bridge, as a bridge's own table may.
-    let Some(station) = (unsafe { STATION.get(StationKey::new(port.bridge, packet.destination_mac)) }) else {
+    let Some(station) = (unsafe { STATION.get(StationKey::new(port.bridge, packet.stations.destination)) })
+    else {
         return Err(Outcome::Bridged);
     };
     let out_if = station.port;

@@ -71,7 +71,7 @@ fn claim(address: Address, mac: Mac, in_if: u32, bridge: u32) {
 /// guest without an address yet asks for one.
 #[inline(never)]
 pub fn hold(ctx: &TcContext, packet: &Packet, port: &BridgePort) -> Result<(), Outcome> {
-    let (address, mac) = (packet.key.source, packet.source_mac);
+    let (address, mac) = (packet.key.source, packet.stations.source);
     if !is_strict(port) || asks_for_lease(packet) || is_given(address, mac, interface(ctx, port), port) {
         return Ok(());
     }
@@ -84,7 +84,7 @@ pub fn hold(ctx: &TcContext, packet: &Packet, port: &BridgePort) -> Result<(), O
 /// same MAC at another port is believed when the old port has gone, or once an ARP frame has come in by the new one.
 #[inline(never)]
 pub fn admit(ctx: &TcContext, packet: &Packet, port: &BridgePort) -> Result<(), Outcome> {
-    let (address, mac) = (packet.key.source, packet.source_mac);
+    let (address, mac) = (packet.key.source, packet.stations.source);
     let in_if = interface(ctx, port);
     if is_strict(port) && !is_given(address, mac, in_if, port) {
         return Err(Outcome::UnboundSource);

@@ -50,6 +50,8 @@ mod maps;
 #[cfg(target_arch = "bpf")]
 mod mss;
 #[cfg(target_arch = "bpf")]
+mod next_hop;
+#[cfg(target_arch = "bpf")]
 mod outbound;
 #[cfg(target_arch = "bpf")]
 mod owner;

@@ -17,6 +17,7 @@ use vmnat_common::{
     lease::Lease,
     mapping::{Mapping, MappingKey, PortOwner},
     network::Network,
+    next_hop::{NextHop, SLOTS},
     port_range::{OWNERS, POOL_WORDS},
     quota::Guest,
     service::{Service, ServiceKey},
@@ -64,6 +65,10 @@ pub static UPLINK: HashMap<u32, Uplink> = HashMap::with_max_entries(64, 0);
 /// unspecified where the link has but one other end.
 #[map]
 pub static GATEWAY: HashMap<u32, Address> = HashMap::with_max_entries(64, 0);
+
+/// The Ethernet header of frames to a next hop, by its slot.
+#[map]
+pub static NEXT_HOP: Array<NextHop> = Array::with_max_entries(SLOTS, 0);
 
 /// Port forwards, two sorted banks.
 #[map]

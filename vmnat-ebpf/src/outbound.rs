@@ -13,11 +13,11 @@ use vmnat_common::{
 };
 
 use crate::{
-    access, bridge, classify, fragment, hairpin, icmp, lease, mss,
+    access, bridge, classify, fragment, hairpin, icmp, lease, mss, next_hop,
     parse::{self, Frame, Packet},
     quota,
     rewrite::{self, Change},
-    room, route, service, session, settings,
+    room, service, session, settings,
     verdict::{self, Mark},
 };
 
@@ -55,7 +55,7 @@ fn translate(ctx: &TcContext) -> Result<Outcome, Outcome> {
     let epoch = settings.epoch(now);
     let found = if packet.tracked.is_ok() { session::find(&packet.key)? } else { None };
     let session = match found {
-        Some(session) if session.epoch == epoch && session::is_senders(ctx, &packet, session) => session,
+        Some(session) if session::is_current(ctx, &packet, session, epoch) => session,
         _ => {
             if let Err(reason) = judge(ctx, &packet) {
                 return Err(refused(ctx, &packet, reason));
@@ -84,7 +84,7 @@ fn translate(ctx: &TcContext) -> Result<Outcome, Outcome> {
     mss::clamp(ctx, &packet, session.mtu);
     rewrite::source(ctx, &packet, Change::of(session))?;
     verdict::leave(ctx, Mark::translated(settings));
-    route::to_neighbour(session.out_if, session.next_hop);
+    next_hop::leave(ctx, &packet, session, now)?;
     Ok(Outcome::TranslatedOutbound)
 }
 
@@ -96,7 +96,7 @@ fn judge(ctx: &TcContext, packet: &Packet) -> Result<(), Outcome> {
     if lease::is_strict(port) {
         lease::hold(ctx, packet, port)?;
     }
-    if packet.destination_mac != port.mac {
+    if packet.stations.destination != port.mac {
         return Err(bridge::to_station(ctx, packet, port).unwrap_or_else(|outcome| outcome));
     }
     let way = service::way(ctx, packet, port.bridge);

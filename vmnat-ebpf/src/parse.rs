@@ -16,7 +16,10 @@ use vmnat_common::{
     Address, Mac, Outcome, Port,
     endpoint::Protocol,
     flow::{FlowKey, Side},
-    wire::{ethernet, icmp, ipv4, sctp, tcp, udp, udplite},
+    wire::{
+        ethernet::{self, Stations},
+        icmp, ipv4, sctp, tcp, udp, udplite,
+    },
 };
 
 pub use self::quote::{Quote, quote};
@@ -30,30 +33,30 @@ pub const BARE: usize = 0;
 /// Bytes that are made linear when any are missing: the longest IPv4 header and a TCP header.
 const PULL: u32 = (L3 + ipv4::MAX_LEN + tcp::LEN) as u32;
 
-/// What the stages need to know of a packet.
+/// What the stages need to know of a packet. The order of members is the stack's: the verifier keeps apart what begins a word of
+/// eight bytes there, and `tracked` would have it walk the judgement for every reason.
+#[repr(C)]
 pub struct Packet {
     /// The tuple as it lies on the wire; ports are zero while `tracked` is an error.
     pub key: FlowKey,
-    /// Destination and source MAC.
-    pub destination_mac: Mac,
-    /// The sender's MAC.
-    pub source_mac: Mac,
+    /// Whose frame it is; zero where the interface carries bare IP packets.
+    pub stations: Stations,
     /// Whether ports could be read, and why not.
     pub tracked: Result<(), Outcome>,
-    /// Bytes from the frame's start to the transport header, 34 to 74; 14 less where there is no Ethernet header.
-    l4: u8,
     /// Largest IP packet that this becomes on the wire, bytes: one segment, where it will be segmented.
     pub size: u32,
     /// TTL and protocol in memory order.
     pub ttl_protocol: u16,
+    /// Flags and offset of fragments, as [`ipv4`] reads them.
+    fragment: u16,
     /// Type of service.
     pub tos: u8,
+    /// Bytes from the frame's start to the transport header, 34 to 74; 14 less where there is no Ethernet header.
+    l4: u8,
     /// TCP flags; zero for other protocols.
     pub tcp_flags: u8,
     /// ICMP type; zero for other protocols.
     pub icmp_type: u8,
-    /// Flags and offset of fragments, as [`ipv4`] reads them.
-    fragment: u16,
 }
 
 impl Packet {
@@ -70,8 +73,7 @@ impl Packet {
                 side: 0,
                 reserved: 0,
             },
-            destination_mac: Mac::ZERO,
-            source_mac: Mac::ZERO,
+            stations: Stations::NONE,
             tracked: Err(Outcome::Truncated),
             l4: (L3 + ipv4::LEN) as u8,
             size: 0,
@@ -165,8 +167,7 @@ pub fn ipv4_at<const AT: usize>(ctx: &TcContext, side: Side, packet: &mut Packet
     // these loads against the same comparison.
     let (version_ihl, total_length, fragment) = unsafe {
         if AT == L3 {
-            packet.destination_mac = mac(start + ethernet::DESTINATION);
-            packet.source_mac = mac(start + ethernet::SOURCE);
+            packet.stations = Stations::from_words(load::<[u32; 3]>(start + ethernet::DESTINATION));
         }
         packet.tos = load::<u8>(l3 + ipv4::VERSION_IHL + 1);
         packet.ttl_protocol = load::<u16>(l3 + ipv4::TTL);
@@ -433,6 +434,20 @@ unsafe fn mac(at: usize) -> Mac {
 unsafe fn load<T: Copy>(at: usize) -> T {
     // SAFETY: the caller's; for alignment see the head of this file.
     unsafe { *(at as *const T) }
+}
+
+/// True for a buffer that is yet to be cut into segments; its transport checksum is partial.
+#[inline(always)]
+pub fn is_segmented(ctx: &TcContext) -> bool {
+    gso_size(ctx) != 0
+}
+
+/// Bytes from the transport header on, of a packet that [`ipv4`] has read and that starts at `start`.
+#[inline(always)]
+pub fn transport_length(start: usize, packet: &Packet) -> u16 {
+    // SAFETY: `ipv4` made sure of the header; the verifier checks the load against the caller's comparison.
+    let total = u16::from_be(unsafe { load::<u16>(start + L3 + ipv4::TOTAL_LENGTH) });
+    total.wrapping_sub((packet.l4() - L3) as u16)
 }
 
 /// Bytes of the packet, IP header included.

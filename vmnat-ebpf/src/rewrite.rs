@@ -1,13 +1,11 @@
-//! The change itself: addresses, ports, hop count and checksums. The only file that writes packet bytes.
+//! The change itself: addresses, ports, hop count and checksums. Only this file and the one below it write packet bytes.
 //!
-//! All direct writes come before the first helper, which invalidates packet pointers. The transport checksum takes two
-//! calls: one for the port, and one with `BPF_F_PSEUDO_HDR` for the address. A single call for both is wrong while
-//! the checksum is partial, because then the field holds the pseudo-header's sum alone and must not learn the port.
+//! All direct writes come before the first helper, which invalidates packet pointers.
+
+mod transport;
 
 use aya_ebpf::{
-    bindings::{BPF_F_MARK_MANGLED_0, BPF_F_PSEUDO_HDR},
-    helpers::generated::{bpf_l4_csum_replace, bpf_skb_change_head},
-    programs::TcContext,
+    bindings::BPF_F_MARK_MANGLED_0, helpers::generated::bpf_skb_change_head, programs::TcContext,
 };
 use vmnat_common::{
     Address, Mac, Outcome, Port, checksum,
@@ -67,7 +65,7 @@ impl Changes {
     #[inline(always)]
     fn sum(self, diff: impl Fn(Change) -> u16) -> u16 {
         match (self.source, self.destination) {
-            (Some(one), Some(other)) => checksum::fold(u64::from(diff(one)) + u64::from(diff(other))),
+            (Some(one), Some(other)) => checksum::sum(diff(one), diff(other)),
             (Some(change), None) | (None, Some(change)) => diff(change),
             (None, None) => 0,
         }
@@ -168,7 +166,7 @@ fn quoted(
     which: End,
 ) -> Result<(), Outcome> {
     let Quote { l3, l4, protocol, .. } = *quote;
-    let both = checksum::fold(u64::from(change.address_diff) + u64::from(change.port_diff));
+    let both = checksum::sum(change.address_diff, change.port_diff);
     let (address_at, port_at) = match which {
         End::Source => (l3 + ipv4::SOURCE, l4 + tcp::SOURCE),
         End::Destination => (l3 + ipv4::DESTINATION, l4 + tcp::DESTINATION),
@@ -221,6 +219,33 @@ pub fn macs(ctx: &TcContext, destination: Mac, source: Mac) -> Result<(), Outcom
     Ok(())
 }
 
+/// Writes both MACs of the frame from words.
+#[inline(always)]
+pub fn stations(ctx: &TcContext, words: [u32; 3]) -> Result<(), Outcome> {
+    let (start, end) = bounds(ctx);
+    if start + L3 > end {
+        return Err(Outcome::RewriteFailed);
+    }
+    // SAFETY: the comparison above covers the Ethernet header.
+    unsafe { store(start + ethernet::DESTINATION, words) };
+    Ok(())
+}
+
+/// Writes both MACs of the frame from the words of a [`vmnat_common::next_hop::NextHop`].
+#[inline(always)]
+pub fn ethernet(ctx: &TcContext, macs: u64, rest: u32) -> Result<(), Outcome> {
+    let (start, end) = bounds(ctx);
+    if start + L3 > end {
+        return Err(Outcome::RewriteFailed);
+    }
+    // SAFETY: the comparison above covers the Ethernet header.
+    unsafe {
+        store(start, macs);
+        store(start + size_of::<u64>(), rest);
+    }
+    Ok(())
+}
+
 /// Puts an Ethernet header for IPv4 before a bare IP packet; its MACs are zero until [`macs`] writes them. The kernel allows
 /// this for segments that wait to be cut, too.
 #[inline(always)]
@@ -251,17 +276,28 @@ fn endpoints(ctx: &TcContext, packet: &Packet, changes: Changes) -> Result<(), O
             if l4 + tcp::LEN > end {
                 return Err(Outcome::RewriteFailed);
             }
-            // SAFETY: the comparison above covers the ports.
-            unsafe { ports(l4, changes) };
-            transport_sum(ctx, packet.l4() + tcp::CHECKSUM, changes, 0)
+            // SAFETY: the comparison above covers the ports and the checksum.
+            unsafe {
+                ports(l4, changes);
+                transport::sum_in_place(ctx, packet, (start, l4), tcp::CHECKSUM, changes, 0)
+            }
         }
         Some(Protocol::Udp) => {
             if l4 + udp::LEN > end {
                 return Err(Outcome::RewriteFailed);
             }
-            // SAFETY: the comparison above covers the ports.
-            unsafe { ports(l4, changes) };
-            transport_sum(ctx, packet.l4() + udp::CHECKSUM, changes, u64::from(BPF_F_MARK_MANGLED_0))
+            // SAFETY: the comparison above covers the ports and the checksum.
+            unsafe {
+                ports(l4, changes);
+                transport::sum_in_place(
+                    ctx,
+                    packet,
+                    (start, l4),
+                    udp::CHECKSUM,
+                    changes,
+                    u64::from(BPF_F_MARK_MANGLED_0),
+                )
+            }
         }
         Some(Protocol::Icmp) => {
             let Some(change) = changes.source.or(changes.destination) else { return Ok(()) };
@@ -279,7 +315,7 @@ fn endpoints(ctx: &TcContext, packet: &Packet, changes: Changes) -> Result<(), O
         }
         // Ports stay, and the checksum covers the addresses.
         Some(Protocol::Dccp | Protocol::UdpLite) => {
-            transport_sum(ctx, packet.l4() + udplite::CHECKSUM, changes, 0)
+            transport::sum(ctx, packet.l4() + udplite::CHECKSUM, changes, 0)
         }
         // No checksum knows the addresses.
         Some(Protocol::Sctp) | None => Ok(()),
@@ -294,7 +330,7 @@ fn network(start: usize, end: usize, packet: &Packet, changes: Changes) -> Resul
     }
     let l3 = start + L3;
     let (ttl_protocol, hop_diff) = ipv4::one_hop_less(packet.ttl_protocol);
-    let diff = checksum::fold(u64::from(changes.address_diff()) + u64::from(hop_diff));
+    let diff = checksum::sum(changes.address_diff(), hop_diff);
     // SAFETY: the comparison above covers the header without options, where all of these fields lie.
     unsafe {
         store(l3 + ipv4::TTL, ttl_protocol);
@@ -323,19 +359,6 @@ unsafe fn ports(l4: usize, changes: Changes) {
             store(l4 + tcp::DESTINATION, change.port.to_wire());
         }
     }
-}
-
-#[inline(always)]
-fn transport_sum(ctx: &TcContext, offset: usize, changes: Changes, flags: u64) -> Result<(), Outcome> {
-    let skb = ctx.skb.skb;
-    let (address_diff, port_diff) = (u64::from(changes.address_diff()), u64::from(changes.port_diff()));
-    // SAFETY: the context is valid, and the helper checks the offset itself.
-    let failed = unsafe {
-        (port_diff != 0 && bpf_l4_csum_replace(skb, offset as u32, 0, port_diff, flags) != 0)
-            || bpf_l4_csum_replace(skb, offset as u32, 0, address_diff, flags | u64::from(BPF_F_PSEUDO_HDR))
-                != 0
-    };
-    if failed { Err(Outcome::RewriteFailed) } else { Ok(()) }
 }
 
 /// # Safety

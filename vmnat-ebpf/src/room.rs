@@ -70,7 +70,7 @@ fn enter(ctx: &TcContext, packet: &Packet, reason: Outcome, place: Place) -> Res
         Place::Guest => (room::INNER_MAC, room.inner),
         _ => (room::OUTER_MAC, room.outer),
     };
-    rewrite::macs(ctx, mac, packet.destination_mac)?;
+    rewrite::macs(ctx, mac, packet.stations.destination)?;
     route::to_port(out_if);
     Ok(Outcome::QuietRoom)
 }
@@ -94,7 +94,7 @@ pub fn refuse(ctx: &TcContext, packet: &Packet, reason: Outcome) -> Outcome {
         && settings.room.refusing != 0
         && tells
         && quota::may_be_told(packet.key.source)
-        && rewrite::macs(ctx, room::REFUSING_MAC, packet.destination_mac).is_ok()
+        && rewrite::macs(ctx, room::REFUSING_MAC, packet.stations.destination).is_ok()
     {
         route::copy_to(ctx, settings.room.refusing);
     }
@@ -144,8 +144,8 @@ pub fn outward(ctx: &TcContext) -> Result<Outcome, Outcome> {
 #[inline(never)]
 fn judge(ctx: &TcContext, packet: &mut Packet) -> Result<(), Outcome> {
     let port = bridge_of(packet.key.source)?;
-    packet.source_mac = lease::of(packet.key.source).map_or(Mac::ZERO, |lease| lease.mac);
-    packet.destination_mac = port.mac;
+    packet.stations.source = lease::of(packet.key.source).map_or(Mac::ZERO, |lease| lease.mac);
+    packet.stations.destination = port.mac;
     let mut way = hairpin::way(packet, port, None);
     if !hairpin::concerns(packet, None)
         && let Err(reason) = classify::way_out(ctx, packet, port, &mut way)

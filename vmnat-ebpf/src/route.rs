@@ -20,7 +20,7 @@ use vmnat_common::{
     session::{Flags, Session},
 };
 
-use crate::rewrite;
+use crate::{rewrite, session};
 
 const AF_INET: u8 = 2;
 
@@ -46,21 +46,7 @@ pub struct Route {
 /// Errors are outcomes that pass the packet on: to the host, nowhere, or not forwarded at all.
 #[inline(never)]
 pub fn lookup(ctx: &TcContext, key: &FlowKey, tos: u8, in_if: u32, route: &mut Route) -> Result<(), Outcome> {
-    // Every member is named: zeroing the whole would become a call of a byte-wise `memset`.
-    let mut query = FibLookup {
-        family: AF_INET,
-        l4_protocol: key.protocol,
-        sport: key.source_port.to_wire(),
-        dport: key.destination_port.to_wire(),
-        __bindgen_anon_1: FibLength { tot_len: 0 },
-        ifindex: in_if,
-        __bindgen_anon_2: FibTos { flowinfo: u32::from(tos) },
-        __bindgen_anon_3: FibSource { ipv6_src: [key.source.to_wire(), 0, 0, 0] },
-        __bindgen_anon_4: FibDestination { ipv6_dst: [key.destination.to_wire(), 0, 0, 0] },
-        __bindgen_anon_5: FibTable { tbid: 0 },
-        smac: [0; 6],
-        dmac: [0; 6],
-    };
+    let mut query = question(key, tos, in_if);
     // SAFETY: both pointers are valid for the call, and the length is the struct's.
     let answer = unsafe { bpf_fib_lookup(ctx.skb.skb.cast(), &raw mut query, FIB_BYTES, 0) };
     let neighbour = match answer.cast_unsigned() as u32 {
@@ -84,6 +70,42 @@ pub fn lookup(ctx: &TcContext, key: &FlowKey, tos: u8, in_if: u32, route: &mut R
     Ok(())
 }
 
+/// The MACs of a frame to the neighbour `key.destination` behind `out_if`, and of its sender; none where the kernel has no
+/// valid entry, or where its routes lead there by another interface or router.
+#[inline(always)]
+pub fn station(ctx: &TcContext, key: &FlowKey, in_if: u32, out_if: u32) -> Option<(Mac, Mac)> {
+    let mut query = question(key, 0, in_if);
+    // SAFETY: as in `lookup`.
+    let answer = unsafe { bpf_fib_lookup(ctx.skb.skb.cast(), &raw mut query, FIB_BYTES, 0) };
+    // SAFETY: the family says which member of the union is set.
+    let next_hop = || Address::from_wire(unsafe { query.__bindgen_anon_4.ipv4_dst });
+    let is_its = answer.cast_unsigned() as u32 == BPF_FIB_LKUP_RET_SUCCESS
+        && query.family == AF_INET
+        && query.ifindex == out_if
+        && next_hop() == key.destination;
+    is_its.then(|| (Mac::new(query.dmac), Mac::new(query.smac)))
+}
+
+/// What the kernel is asked about a packet with the tuple `key` that came in by `in_if`.
+#[inline(always)]
+fn question(key: &FlowKey, tos: u8, in_if: u32) -> FibLookup {
+    // Every member is named: zeroing the whole would become a call of a byte-wise `memset`.
+    FibLookup {
+        family: AF_INET,
+        l4_protocol: key.protocol,
+        sport: key.source_port.to_wire(),
+        dport: key.destination_port.to_wire(),
+        __bindgen_anon_1: FibLength { tot_len: 0 },
+        ifindex: in_if,
+        __bindgen_anon_2: FibTos { flowinfo: u32::from(tos) },
+        __bindgen_anon_3: FibSource { ipv6_src: [key.source.to_wire(), 0, 0, 0] },
+        __bindgen_anon_4: FibDestination { ipv6_dst: [key.destination.to_wire(), 0, 0, 0] },
+        __bindgen_anon_5: FibTable { tbid: 0 },
+        smac: [0; 6],
+        dmac: [0; 6],
+    }
+}
+
 /// Sends the packet out by `out_if` to `next_hop`, whose MAC the kernel resolves.
 #[inline(always)]
 pub fn to_neighbour(out_if: u32, next_hop: Address) {
@@ -103,7 +125,7 @@ pub fn to_guest(ctx: &TcContext, session: &Session) -> Result<(), Outcome> {
     if session.has(Flags::VIA_NEIGHBOUR) {
         to_neighbour(session.out_if, session.address);
     } else {
-        rewrite::macs(ctx, session.destination_mac, session.source_mac)?;
+        rewrite::stations(ctx, session::stations(session))?;
         to_port(session.out_if);
     }
     Ok(())

@@ -66,7 +66,7 @@ pub fn lead(ctx: &TcContext, packet: &Packet, way: u32) -> Result<Outcome, Outco
     if !quota::admits_to_room(packet.key.source) {
         return Err(Outcome::ServiceQuota);
     }
-    rewrite::macs(ctx, room::INNER_MAC, packet.destination_mac)?;
+    rewrite::macs(ctx, room::INNER_MAC, packet.stations.destination)?;
     route::to_port(settings::get()?.room.inner);
     Ok(Outcome::GatewayService)
 }

@@ -6,11 +6,11 @@
 
 mod invited;
 
-use core::ffi::c_void;
+use core::{ffi::c_void, mem::offset_of};
 
 use aya_ebpf::{bindings::BPF_NOEXIST, helpers::generated::bpf_loop, programs::TcContext};
 use vmnat_common::{
-    Address, Outcome, Port,
+    Address, Mac, Outcome, Port,
     bridge::{BridgePort, BridgePortFlags},
     checksum::{address_diff, port_diff},
     endpoint::{Endpoint, Protocol, may_change_port},
@@ -46,12 +46,22 @@ pub fn find(key: &FlowKey) -> Result<Option<&'static mut Session>, Outcome> {
     if session.tag == key.tag() { Ok(Some(session)) } else { Err(Outcome::StaleFlow) }
 }
 
-/// True when the frame comes from the station and port that the session belongs to, and is addressed to the bridge.
+/// True when the session was checked in this epoch, and the frame comes from the station and port that it belongs to and is
+/// addressed to the bridge. One comparison of all of it: each of its own would have the verifier walk the judgement once more.
 #[inline(always)]
-pub fn is_senders(ctx: &TcContext, packet: &Packet, session: &Session) -> bool {
-    session.in_if == parse::interface(ctx)
-        && session.source_mac == packet.source_mac
-        && session.destination_mac == packet.destination_mac
+pub fn is_current(ctx: &TcContext, packet: &Packet, session: &Session, epoch: u16) -> bool {
+    let [theirs, its] = [stations(session), packet.stations.words()];
+    let stations = (theirs[0] ^ its[0]) | (theirs[1] ^ its[1]) | (theirs[2] ^ its[2]);
+    stations | (session.in_if ^ parse::interface(ctx)) | u32::from(session.epoch ^ epoch) == 0
+}
+
+/// Both MACs of a session as they lie in a frame, the destination first. In words: a comparison of MACs takes them byte by byte.
+#[inline(always)]
+pub fn stations(session: &Session) -> [u32; 3] {
+    const AT: usize = offset_of!(Session, destination_mac);
+    const { assert!(AT.is_multiple_of(4) && offset_of!(Session, source_mac) == AT + size_of::<Mac>()) };
+    // SAFETY: the twelve bytes lie inside the session, and begin on a word, as asserted.
+    unsafe { *(&raw const *session).byte_add(AT).cast::<[u32; 3]>() }
 }
 
 /// Notes a packet in its direction's entry.
@@ -189,13 +199,13 @@ pub fn renew(
         remove(&packet.key, session);
         return Ok(false);
     };
-    back.destination_mac = packet.source_mac;
+    back.destination_mac = packet.stations.source;
     (back.out_if, back.flags) = way_back(ctx, packet, port, back.flags);
     session.next_hop = next_hop;
     session.mtu = mtu;
     session.in_if = parse::interface(ctx);
-    session.source_mac = packet.source_mac;
-    session.destination_mac = packet.destination_mac;
+    session.source_mac = packet.stations.source;
+    session.destination_mac = packet.stations.destination;
     session.epoch = settings::get()?.epoch(settings::jiffies());
     Ok(true)
 }
@@ -358,8 +368,8 @@ fn write_outbound(half: &mut Session, opening: &Opening<'_>) {
     half.out_if = way.out_if;
     half.in_if = parse::interface(ctx);
     half.next_hop = way.next_hop;
-    half.destination_mac = packet.destination_mac;
-    half.source_mac = packet.source_mac;
+    half.destination_mac = packet.stations.destination;
+    half.source_mac = packet.stations.source;
     half.mtu = way.mtu;
 }
 
@@ -370,8 +380,8 @@ fn write_inbound(half: &mut Session, opening: &Opening<'_>, reverse: &FlowKey) {
     write_half(half, reverse, external, packet.key.source_endpoint(), flags);
     half.out_if = out_if;
     half.in_if = way.out_if;
-    half.destination_mac = packet.source_mac;
-    half.source_mac = packet.destination_mac;
+    half.destination_mac = packet.stations.source;
+    half.source_mac = packet.stations.destination;
     half.mtu = port.mtu;
 }
 
@@ -383,7 +393,7 @@ fn way_back(ctx: &TcContext, packet: &Packet, port: &BridgePort, flags: u8) -> (
         if port.flags & BridgePortFlags::DIRECT == 0 { 0 } else { parse::interface(ctx) }
     } else {
         match lease::of(packet.key.source) {
-            Some(lease) if lease.mac == packet.source_mac && bridge::is_direct(lease.port) => lease.port,
+            Some(lease) if lease.mac == packet.stations.source && bridge::is_direct(lease.port) => lease.port,
             _ => 0,
         }
     };

@@ -32,6 +32,7 @@ mod lab_itself;
 mod leases;
 mod life;
 mod neighbours;
+mod next_hop;
 mod path;
 mod quotas;
 mod rest;

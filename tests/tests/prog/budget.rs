@@ -17,15 +17,15 @@ use super::rig;
 /// Instructions that the verifier may walk for each program. Kernels stop at a million; the budget is what was measured on
 /// 6.18, and half as much again for other kernels.
 const VERIFIED: [(&str, u32); 12] = [
-    ("outbound_port", 115_000),
-    ("outbound_bridge", 115_000),
-    ("inbound", 34_000),
-    ("inbound_bare", 43_000),
-    ("inbound_port", 34_000),
-    ("inbound_bridge", 34_000),
+    ("outbound_port", 150_000),
+    ("outbound_bridge", 150_000),
+    ("inbound", 20_000),
+    ("inbound_bare", 26_000),
+    ("inbound_port", 20_000),
+    ("inbound_bridge", 20_000),
     ("guard", 10_000),
     ("guard_bare", 10_000),
-    ("room_inward", 15_000),
+    ("room_inward", 36_000),
     ("room_outward", 60_000),
     ("reaper", 6_600),
     ("clock", 60),

@@ -1,6 +1,9 @@
 //! Ethernet II, and the ARP that guests announce themselves with.
 
+use bytemuck::{Pod, Zeroable};
 use network_types::eth::{EthHdr, EtherType};
+
+use crate::endpoint::Mac;
 
 /// Bytes of the header.
 pub const LEN: usize = EthHdr::LEN;
@@ -19,6 +22,33 @@ pub const IPV4: u16 = EtherType::Ipv4 as u16;
 
 /// `ETH_P_ARP` as it lies in a packet.
 pub const ARP: u16 = EtherType::Arp as u16;
+
+/// The stations of a frame as they lie in it. Aligned to a word, so that all of it is read and compared as three.
+#[repr(C, align(4))]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Pod, Zeroable)]
+pub struct Stations {
+    /// The receiver's MAC.
+    pub destination: Mac,
+    /// The sender's MAC.
+    pub source: Mac,
+}
+
+impl Stations {
+    /// None: of a packet without an Ethernet header.
+    pub const NONE: Self = Self { destination: Mac::ZERO, source: Mac::ZERO };
+
+    /// Takes the header's first three words as they lie in memory.
+    #[must_use]
+    pub fn from_words(words: [u32; 3]) -> Self {
+        bytemuck::cast(words)
+    }
+
+    /// The header's first three words as they lie in memory.
+    #[must_use]
+    pub fn words(self) -> [u32; 3] {
+        bytemuck::cast(self)
+    }
+}
 
 /// ARP for IPv4 over Ethernet (RFC 826): offsets within the frame.
 pub mod arp {
@@ -47,5 +77,15 @@ mod tests {
         assert_eq!(IPV4.to_ne_bytes(), [0x08, 0x00]);
         assert_eq!(ARP.to_ne_bytes(), [0x08, 0x06]);
         assert_eq!((DESTINATION, SOURCE, TYPE, LEN), (0, 6, 12, 14));
+    }
+
+    #[test]
+    fn stations_lie_in_memory_as_they_go_over_the_wire() {
+        let bytes: [u8; 12] = core::array::from_fn(|at| at as u8);
+        let words = bytemuck::cast(bytes);
+        let stations = Stations::from_words(words);
+        assert_eq!(stations.destination.bytes(), bytes[..6]);
+        assert_eq!(stations.source.bytes(), bytes[6..]);
+        assert_eq!(stations.words(), words);
     }
 }

@@ -18,6 +18,8 @@ pub const BRIDGE_PORT: &str = "BRIDGE_PORT";
 pub const UPLINK: &str = "UPLINK";
 /// Routers behind uplinks.
 pub const GATEWAY: &str = "GATEWAY";
+/// Headers of frames to next hops.
+pub const NEXT_HOP: &str = "NEXT_HOP";
 /// Port forwards.
 pub const FORWARD: &str = "FORWARD";
 /// Which of the port forwards are in use.
@@ -87,6 +89,7 @@ pub const ALL: [(&str, Kind); 24] = [
     (BRIDGE_PORT, Kind::Hash),
     (UPLINK, Kind::Hash),
     (GATEWAY, Kind::Hash),
+    (NEXT_HOP, Kind::Array),
     (FORWARD, Kind::Array),
     (FORWARD_ACTIVE, Kind::Array),
     (FORWARD_PORT, Kind::Array),
