@@ -79,7 +79,7 @@ impl Kind {
 }
 
 /// All of them.
-pub const ALL: [(&str, Kind); 24] = [
+pub const ALL: [(&str, Kind); 25] = [
     (FLOW, Kind::Hash),
     (MAPPING, Kind::Hash),
     (NETWORK, Kind::LpmTrie),
