@@ -53,7 +53,7 @@ fn ip(arguments: &str) {
 }
 
 /// 1. the first packet goes the kernel's way; 2. those after it go straight to the router; 3. again and again, one of them goes the
-/// kernel's way, which keeps its entry alive.
+///    kernel's way, which keeps its entry alive.
 #[test]
 fn packets_go_straight_to_the_router_and_now_and_then_the_kernels_way() {
     let mut rig = Rig::new();
