@@ -81,7 +81,7 @@ mod tests {
 
     #[test]
     fn stations_lie_in_memory_as_they_go_over_the_wire() {
-        let bytes: [u8; 12] = [1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12];
+        let bytes: [u8; 12] = [0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11];
         let words = bytemuck::cast(bytes);
         let stations = Stations::from_words(words);
         assert_eq!(stations.destination.bytes(), bytes[..6]);
