@@ -185,7 +185,7 @@ pub fn is_pinned(instance: &Instance) -> bool {
 /// # Errors
 /// [`Error::UnknownLayout`] for a pinned map that differs, or pins of a version from which no way leads here.
 pub fn check(instance: &Instance, options: LoadOptions) -> Result<()> {
-    let edition = Edition::THIS;
+    let edition = Edition::this();
     Heritage::survey(instance, &edition, &shapes(&edition, &sizes(options))?).map(drop)
 }
 
@@ -196,7 +196,7 @@ pub fn check(instance: &Instance, options: LoadOptions) -> Result<()> {
 /// As [`check`]; [`Error::KernelTooOld`] when the verifier refuses a program, [`Error::NotPermitted`] without the
 /// privilege.
 pub fn load(instance: &Instance, options: LoadOptions) -> Result<()> {
-    load_edition(instance, options, &Edition::THIS)
+    load_edition(instance, options, &Edition::this())
 }
 
 /// [`load`], of another kernel half than the embedded one; the instance is to be of its schema.

@@ -154,7 +154,7 @@ pub async fn attach(
     }
     state.warnings.extend(done.failures.iter().map(|failure| format!("{failure:#}")));
     // Where an old program still stands, it needs its maps.
-    if done.failures.is_empty() && heritage::finish(instance, &Edition::THIS)? {
+    if done.failures.is_empty() && heritage::finish(instance, &Edition::this())? {
         done.changes.push("took over flows and mappings into the maps of this version".to_owned());
     }
     Ok(())

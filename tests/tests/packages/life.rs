@@ -74,8 +74,9 @@ fn up(host: &mut Host, hook: &str) -> Result<()> {
     let status = host.machine.run("vmnat status")?;
     ensure!(status.lines().any(|line| line.starts_with("attached by") && line.ends_with(hook)), "{status}");
     ensure!(!status.contains("warning:"), "{status}");
-    let said = host.machine.run("systemctl show vmnat -p StatusText --value")?;
-    ensure!(said.trim() == "virbr0 by enp3s0; port forwards: 1", "{said}");
+    let text = "systemctl show vmnat -p StatusText --value";
+    let wanted = "virbr0 by enp3s0; port forwards: 1";
+    host.machine.wait_for(20, &format!("{text} && {text} | grep -qx '{wanted}'"))?;
     Ok(())
 }
 

@@ -38,7 +38,11 @@ pub struct Edition<'a> {
 
 impl Edition<'static> {
     /// This version's. A change of a map's layout raises [`SCHEMA_VERSION`] and adds the step that leads there.
-    pub const THIS: Self = Self { object: OBJECT, schema: SCHEMA_VERSION, steps: &[] };
+    #[must_use]
+    pub fn this() -> Self {
+        // Not a constant: each part of the program that names it would hold the whole object.
+        Self { object: OBJECT, schema: SCHEMA_VERSION, steps: &[] }
+    }
 }
 
 /// From one schema to the next one.
@@ -350,7 +354,7 @@ mod tests {
     #[test]
     fn this_version_has_a_way_from_every_earlier_schema() {
         for schema in 1..=SCHEMA_VERSION {
-            assert!(Edition::THIS.changes(schema).is_some(), "from schema {schema}");
+            assert!(Edition::this().changes(schema).is_some(), "from schema {schema}");
         }
     }
 }
