@@ -348,7 +348,7 @@ pub fn exit_of(error: &anyhow::Error) -> Exit {
 /// An error that says what holds now and what to do, where the kernel or a disk had no room; any other as it is.
 #[must_use]
 pub fn with_remedy(error: anyhow::Error, outcome: &'static str) -> anyhow::Error {
-    if error.chain().any(|cause| cause.is::<Error>()) {
+    if error.chain().any(|cause| cause.downcast_ref::<Error>().is_some()) {
         return error;
     }
     let numbers = error.chain().filter_map(|cause| cause.downcast_ref::<io::Error>()?.raw_os_error());
