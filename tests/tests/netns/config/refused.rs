@@ -30,10 +30,11 @@ const EVER: usize = usize::MAX;
 fn refusals(commands: &'static [u64], calls: usize, samples: usize) -> Vec<Refusal> {
     let samples = samples.min(calls);
     // The two thousand words of the port pool come first, where nothing is there yet.
-    let skipped = if calls > 500 { calls - 60 } else { 0 };
-    let nth = |sample: usize| match sample {
-        0 => 1,
-        _ => 1 + skipped + sample * (calls - skipped - 1) / (samples - 1).max(1),
+    let skipped = if calls > 500 { calls.saturating_sub(60) } else { 0 };
+    let span = calls.saturating_sub(skipped).saturating_sub(1);
+    let nth = |sample: usize| match sample.saturating_mul(span).checked_div(samples.saturating_sub(1)) {
+        Some(further) if sample > 0 => skipped.saturating_add(further).saturating_add(1),
+        _ => 1,
     };
     let errors = ERRORS.iter().cycle();
     let one = |(sample, errno): (usize, &i32)| Refusal {
