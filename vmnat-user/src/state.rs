@@ -116,6 +116,9 @@ pub struct State {
     pub reap_interval_ms: u64,
     /// What the last reconcile could not do, one sentence each.
     pub warnings: Vec<String>,
+    /// True where the last reconcile was broken off: the next one makes up for what follows from maps that it had written.
+    #[serde(default)]
+    pub unfinished: bool,
     /// True where this `up` mounted the BPF file system.
     pub mounted_bpffs: bool,
 }
@@ -154,6 +157,7 @@ impl State {
             log: String::new(),
             reap_interval_ms: 5_000,
             warnings: Vec::new(),
+            unfinished: false,
             mounted_bpffs: false,
         }
     }

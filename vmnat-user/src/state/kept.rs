@@ -67,6 +67,7 @@ impl Kept {
             qdiscs: _,
             log: _,
             warnings: _,
+            unfinished: _,
             mounted_bpffs: _,
         } = state.clone();
         // The files can ask for a hook mode too, the kernel's own as well.
