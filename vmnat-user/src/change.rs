@@ -8,12 +8,13 @@ use crate::{
     dataplane::{self, LoadOptions},
     error::{Error, with_remedy},
     facts::{self, Facts},
-    forwards::{PortForward, store::Staged},
+    forwards::PortForward,
     paths::Instance,
     reconcile::{self, Reconciled},
-    state::{self, Lock, StagedState, State, kept::StagedWish},
+    state::{self, Lock, State},
     tables::Tables,
     takeover::{self, TakenOver},
+    whole_file::Staged,
 };
 
 /// Opens a netlink connection in the calling thread's network namespace; needs a tokio runtime.
@@ -144,12 +145,10 @@ impl Change {
     }
 
     /// Writes the last file beside the others, and only then gives them their names.
-    fn write(&self, before: &State, staged: (Option<Staged>, Option<StagedWish>)) -> Result<()> {
+    fn write(&self, before: &State, staged: (Option<Staged>, Option<Staged>)) -> Result<()> {
         let running = if self.state == *before { None } else { Some(self.lock.stage_running(&self.state)?) };
         let (store, wish) = staged;
-        store.map_or(Ok(()), Staged::commit)?;
-        wish.map_or(Ok(()), StagedWish::commit)?;
-        running.map_or(Ok(()), StagedState::commit)
+        [store, wish, running].into_iter().flatten().try_for_each(Staged::commit)
     }
 
     /// Makes the former wish true again; what was recorded for `down` since then stays on record. Returns the error with what holds

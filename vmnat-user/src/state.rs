@@ -22,7 +22,7 @@ use ipnet::Ipv4Net;
 use serde::{Deserialize, Serialize};
 
 pub use self::{
-    lock::{Lock, StagedState},
+    lock::Lock,
     records::{FilterRecord, HookMode, SysctlRecord},
     wish::{Binding, Bridge, Filtering, GuestQuotas, PoolRange},
 };
@@ -35,6 +35,7 @@ use crate::{
         store::{self, Store},
     },
     paths::Instance,
+    whole_file,
 };
 
 /// Version of the file's format.
@@ -231,13 +232,7 @@ pub fn find_running(instance: &Instance) -> Result<Option<State>> {
         }
         Err(error) => return Err(error).with_context(|| format!("read {}", path.display())),
     };
-    let state: State =
-        serde_json::from_str(&text).with_context(|| format!("understand {}", path.display()))?;
-    if state.version != VERSION {
-        let why = format!("version {} instead of {VERSION}", state.version);
-        return Err(Error::UnknownLayout { path, why }.into());
-    }
-    Ok(Some(state))
+    whole_file::parse(&text, VERSION).map(Some).map_err(|why| Error::UnknownLayout { path, why }.into())
 }
 
 #[cfg(test)]
