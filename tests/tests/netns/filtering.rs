@@ -33,19 +33,34 @@ fn socket(namespace: &Namespace, at: &str) -> Result<UdpSocket> {
 /// Asks the server, and returns the external endpoint that it sees.
 fn external(socket: &UdpSocket) -> Result<SocketAddr> {
     socket.set_read_timeout(Some(Duration::from_secs(3)))?;
-    socket.send_to(b"?", SERVER_ECHO)?;
+    let server: SocketAddr = SERVER_ECHO.parse()?;
+    socket.send_to(b"?", server)?;
     let mut answer = [0; 64];
-    let (length, _) = socket.recv_from(&mut answer).context("no answer of the server")?;
-    let answer = std::str::from_utf8(answer.get(..length).unwrap_or_default())?;
-    Ok(answer.split(' ').next().unwrap_or_default().parse()?)
+    loop {
+        let (length, sender) = socket.recv_from(&mut answer).context("no answer of the server")?;
+        // Others' datagrams may have waited here.
+        if sender == server {
+            let answer = std::str::from_utf8(answer.get(..length).unwrap_or_default())?;
+            return Ok(answer.split(' ').next().unwrap_or_default().parse()?);
+        }
+    }
 }
+
+/// What is sent from one socket to another.
+const KNOCK: &[u8] = b"knock";
 
 /// Sends a datagram from one socket to where another should get it; the sender that it sees, if it does.
 fn arrives(from: &UdpSocket, to: SocketAddr, at: &UdpSocket) -> Result<Option<SocketAddr>> {
     at.set_read_timeout(Some(MOMENT))?;
-    from.send_to(b"knock", to)?;
+    from.send_to(KNOCK, to)?;
     let mut bytes = [0; 64];
-    Ok(at.recv_from(&mut bytes).ok().map(|(_, sender)| sender))
+    while let Ok((length, sender)) = at.recv_from(&mut bytes) {
+        // An answer that somebody has waited for no longer is not it.
+        if bytes.get(..length) == Some(KNOCK) {
+            return Ok(Some(sender));
+        }
+    }
+    Ok(None)
 }
 
 /// 1. guest 1 has a mapping; 2. neither a stranger nor another port of its server reaches it by that; 3. its network is opened:
