@@ -60,7 +60,13 @@ const TIERS: [Tier; 7] = [
         selection: &["--workspace", "--exclude", project::TESTS],
         harness: &[],
     },
-    Tier { choice: Choice::Prog, name: "prog", selection: &["--test", "prog"], harness: &[] },
+    Tier {
+        choice: Choice::Prog,
+        name: "prog",
+        // With the benchmarks' own rules, which need no root but the same build.
+        selection: &["--bin", "bench", "--test", "prog"],
+        harness: &[],
+    },
     Tier {
         choice: Choice::Netns,
         name: "netns",

@@ -9,11 +9,14 @@ use std::{
 
 use anyhow::{Context, Result, bail, ensure};
 
-use super::{FOLDER, MODULES, VirtualMachine, boot_guest_with, init};
+use super::{FOLDER, VirtualMachine, boot_guest_with, init};
 use crate::{
     boot::{self, Kernel},
     lab::{Lab, wait_until},
 };
+
+/// With the driver of its line. By QEMU's serial port, a command now and then began only when the next one came.
+const MODULES: [&str; 3] = ["virtio_pci", "virtio_net", "virtio_console"];
 
 /// What the guest says after each command, before the command's exit code.
 const END: &str = "vm-has-done:";
@@ -39,11 +42,12 @@ impl Worker {
             archive.program(&format!("bin/{}", name.to_string_lossy()), program)?;
         }
         let socket = format!("{FOLDER}/line");
-        let serial = format!("unix:{socket},server=on,wait=off");
-        let machine = boot_guest_with(lab, &kernel, archive, &["-serial", &serial])?;
+        let line = format!("socket,id=line,path={socket},server=on,wait=off");
+        let port = ["-device", "virtio-serial-pci", "-device", "virtserialport,chardev=line"];
+        let machine = boot_guest_with(lab, &kernel, archive, &[&["-chardev", &line], &port[..]].concat())?;
+        let line = connected(&socket)?;
         wait_until("the guest has booted", patience, || Ok(machine.said().contains("vm:worker ok")))
             .with_context(|| format!("all it said:\n{}", machine.said()))?;
-        let line = UnixStream::connect(&socket).context("the guest's serial line")?;
         let mut worker = Self { machine, line };
         ensure!(worker.run("echo ready", patience)?.trim() == "ready", "the guest's shell does not answer");
         Ok(worker)
@@ -73,8 +77,18 @@ impl Worker {
                 Ok(0) => bail!("the guest has ended; all it said:\n{}", self.machine.said()),
                 Ok(length) => said.extend(buffer.iter().take(length)),
                 Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => {}
-                Err(error) => return Err(error).context("the guest's serial line"),
+                Err(error) => return Err(error).context("the guest's line"),
             }
         }
     }
+}
+
+/// Connects as soon as QEMU listens.
+fn connected(socket: &str) -> Result<UnixStream> {
+    let mut line = None;
+    wait_until("QEMU listens", Duration::from_secs(20), || {
+        line = UnixStream::connect(socket).ok();
+        Ok(line.is_some())
+    })?;
+    line.with_context(|| format!("{socket}: the guest's line"))
 }

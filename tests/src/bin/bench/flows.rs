@@ -100,14 +100,15 @@ fn method(extent: Extent) -> String {
          remotes as it takes. Every flow was opened by a live frame of its own and answered by one, none was written into a table; the\n\
          agent was ended, so that none expires. Each frame is of a random flow, whose ends the generator writes with right\n\
          checksums; the floor has the same generator. Before each measurement every flow has one packet, as in a crowd that\n\
-         talks. {rounds} rounds of {packets} packets for each row, by turns, {} flows at most. `net` is less the floor of the same round;\n\
-         its ratio is to a second vmnat with 1,000 flows that takes turns with the others. Of each row {PROOF} frames were looked at\n\
-         behind the other interface first, all others were counted there. nft's rows end where the machine's `nf_conntrack_max` does,\n\
-         which a benchmark does not change; `sysctl -w net.netfilter.nf_conntrack_max=1100000` lets it go on.\n\n\
+         talks. {rounds} rounds of {packets} packets for each row, by turns, {} flows at most. `net` is less the floor of the same round, `raw`\n\
+         is with it; ratios are to a second vmnat with 1,000 flows that takes turns with the others, and the goal is for the larger one. Of each\n\
+         row {PROOF} frames were looked at behind the other interface first, all others were counted there. nft's rows end where the\n\
+         machine's `nf_conntrack_max` does, which all its namespaces share and a benchmark does not change;\n\
+         `sysctl -w net.netfilter.nf_conntrack_max=1100000` lets it go on.\n\n\
          Opening: live frames, each of a new flow, at most {} of a kind in a round, on one CPU or on two at once, each held by\n\
          SCHED_FIFO; all frames arrived behind the uplink, and the table then has as many flows. Memory: of vmnat the kernel's own\n\
          account of the flow table, of nft the growth of the slabs and the hash table. Calls: the process from start to end, its\n\
-         output to /dev/null. Expiry: what the agent does on its round, in one go, until every flow is removed.",
+         output to /dev/null; above 10,000 flows a listing is printed as it is read. Expiry: what the agent does on its round, in one go, until every flow is removed.",
         crowd::FRAME,
         thousands(most),
         thousands(creations),

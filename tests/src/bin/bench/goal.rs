@@ -47,3 +47,31 @@ pub fn table_of(goals: &[Goal], heading: &str) -> String {
     let rows: Vec<_> = goals.iter().map(Goal::cells).collect();
     table(&[heading, "bound", "measured", ""], &rows)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn is_met(ratio: f64, bound: Bound) -> bool {
+        Goal { what: String::new(), ratio, bound }.is_met()
+    }
+
+    #[test]
+    fn a_bound_is_kept_from_its_good_side_and_on_it() {
+        let most = [0.29, 0.30, 0.301].map(|ratio| is_met(ratio, Bound::AtMost(0.30)));
+        let least = [1.051, 1.05, 1.04].map(|ratio| is_met(ratio, Bound::AtLeast(1.05)));
+        assert_eq!([most, least], [[true, true, false]; 2]);
+    }
+
+    #[test]
+    fn a_ratio_that_is_no_number_keeps_no_bound() {
+        assert!(!is_met(f64::NAN, Bound::AtMost(1.0)));
+        assert!(!is_met(f64::NAN, Bound::AtLeast(1.0)));
+    }
+
+    #[test]
+    fn a_row_says_bound_figure_and_verdict() {
+        let goal = Goal { what: "cost".to_owned(), ratio: 0.3004, bound: Bound::AtMost(0.30) };
+        assert_eq!(goal.cells(), ["cost", "≤ 0.30", "0.300", "MISSED"]);
+    }
+}

@@ -147,7 +147,10 @@ fn stream(lab: &Lab, guest: &mut Worker, seconds: u32, further: &str) -> Result<
 
 fn describe(all: &[Measured; 3], rounds: usize, seconds: u32) -> Section {
     let how = format!(
-        "How: a guest of one processor in QEMU without KVM (`-accel tcg`), with virtio-net on a tap in the bridge, towards a host two hops\n         away. {rounds} rounds; in each the host forwards in every way once, in turns: routing alone, nft masquerade, vmnat. {seconds} s for each\n         stream of iperf3 and for the conversations, {PINGS} ping-pongs. The emulated guest costs far more than any way to forward, which the\n         ratios show; it is here because it is what guests do, and there are no goals. Medians with quartiles, ratios of each round."
+        "How: a guest of one processor in QEMU without KVM (`-accel tcg`), with virtio-net on a tap in the bridge, towards a host two hops\n\
+         away. {rounds} times the host forwards in every way once, by turns: routing alone, nft masquerade, vmnat. {seconds} s for each\n\
+         stream of iperf3 and for the conversations, {PINGS} ping-pongs. The emulated guest costs far more than any way to forward, which the\n\
+         ratios show; it is here because it is what guests do, and there are no goals. Medians with quartiles, ratios of each round."
     );
     let [route, masquerade, vmnat] = all;
     let (mut rows, mut values) = (Vec::new(), Vec::new());

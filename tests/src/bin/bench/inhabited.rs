@@ -1,9 +1,17 @@
 //! Rigs whose guest and world have stacks of their own, for conversations of real sockets, by turns.
 
+use std::{
+    net::UdpSocket,
+    time::{Duration, Instant},
+};
+
 use anyhow::{Context as _, Result, ensure};
 use vmnat_tests::lab::{Lab, SERVER, Setup, namespace::Namespace, octets, set_offloads};
 
 use crate::{forwarding::Forwarding, rig::Rig};
+
+/// A machine with much other work needs seconds for the first packet.
+const PATIENCE: Duration = Duration::from_secs(20);
 
 /// Rigs that take turns.
 #[derive(Debug)]
@@ -84,15 +92,23 @@ fn cut(namespace: &Namespace, interface: &str) -> Result<()> {
 
 /// A conversation each by UDP, whose remote must see the address that the way to forward makes of the guest's.
 fn prove(rig: &Rig) -> Result<()> {
-    use std::{net::UdpSocket, time::Duration};
     let server = rig.peer.run(|| UdpSocket::bind((SERVER, 9)))?;
     let client = rig.guest.run(|| UdpSocket::bind(("0.0.0.0", 0)))?;
-    for socket in [&server, &client] {
-        socket.set_read_timeout(Some(Duration::from_secs(3)))?;
-    }
-    client.send_to(b"question", (SERVER, 9))?;
+    server.set_read_timeout(Some(Duration::from_millis(500)))?;
+    client.set_read_timeout(Some(PATIENCE))?;
     let mut buffer = [0; 16];
-    let (_, caller) = server.recv_from(&mut buffer).context("the guest's question does not arrive")?;
+    let deadline = Instant::now() + PATIENCE;
+    // Asked again and again: a busy kernel takes its time to see that both ends of a veth are up.
+    let caller = loop {
+        client.send_to(b"question", (SERVER, 9))?;
+        match server.recv_from(&mut buffer) {
+            Ok((_, caller)) => break caller,
+            Err(error) if Instant::now() > deadline => {
+                return Err(error).context("the guest's question does not arrive");
+            }
+            Err(_) => {}
+        }
+    };
     let external = octets(vmnat_tests::lab::EXTERNAL)?;
     let is_external = caller.ip() == std::net::IpAddr::from(external);
     ensure!(is_external == rig.forwarding.translates(), "the world sees {caller}");

@@ -36,7 +36,7 @@ mod statistics;
 mod stream;
 mod worker;
 
-use std::{path::PathBuf, process::ExitCode, thread};
+use std::{path::PathBuf, process::ExitCode, thread, time::Instant};
 
 use anyhow::Result;
 use clap::{Parser, ValueEnum};
@@ -202,6 +202,7 @@ fn run(args: &Args) -> Result<bool> {
         .collect();
     let mut goals: Vec<Goal> = Vec::new();
     for bench in benches {
+        let begun = Instant::now();
         let section = match bench {
             Bench::Packet => packet::run(args.extent(&hooked))?,
             Bench::Flows => flows::run(flows::Extent {
@@ -221,6 +222,7 @@ fn run(args: &Args) -> Result<bool> {
             Bench::Dnat => dnat::run(args.dnat_rounds)?,
         };
         println!("\n{}", section.text);
+        println!("\n{}: took {} s", section.name, begun.elapsed().as_secs());
         if let Some(folder) = &args.write {
             section.write(folder)?;
         }

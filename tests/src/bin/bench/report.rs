@@ -67,24 +67,22 @@ impl Section {
             Err(error) if error.kind() == io::ErrorKind::NotFound => String::new(),
             other => other.with_context(|| path.display().to_string())?,
         };
-        fs::write(&path, self.placed_in(&known, &notes)).with_context(|| path.display().to_string())
+        let section = format!("{}\n\n{}\n\n{}", self.title, machine_in_words(), self.text.trim());
+        fs::write(&path, spliced(&known, &section, &notes)).with_context(|| path.display().to_string())
     }
+}
 
-    /// The document with this section in its place, and the notes at the end.
-    fn placed_in(&self, known: &str, notes: &str) -> String {
-        let mut sections: Vec<String> =
-            known.split("\n## ").skip(1).map(|text| text.trim().to_owned()).collect();
-        sections.retain(|section| {
-            let heading = heading(section);
-            heading != self.title && ORDER.contains(&heading)
-        });
-        sections.push(format!("{}\n\n{}\n\n{}", self.title, machine_in_words(), self.text.trim()));
-        sections.sort_by_key(|section| ORDER.iter().position(|title| *title == heading(section)));
-        // The notes stand as they were written, below their own heading.
-        let notes = notes.trim();
-        sections.extend(notes.strip_prefix("## ").map(str::to_owned));
-        format!("{INTRODUCTION}\n## {}\n", sections.join("\n\n## "))
-    }
+/// The document with a section, whose first line is its title, in its place, and the notes at the end.
+fn spliced(known: &str, section: &str, notes: &str) -> String {
+    let mut sections: Vec<&str> = known.split("\n## ").skip(1).map(str::trim).collect();
+    // What stands nowhere in the order is what the notes were, or a bench that is no more.
+    sections.retain(|old| heading(old) != heading(section) && ORDER.contains(&heading(old)));
+    sections.push(section);
+    sections.sort_by_key(|section| ORDER.iter().position(|title| *title == heading(section)));
+    // The notes stand as they were written, below their own heading.
+    let notes = notes.trim();
+    let end = if notes.is_empty() { String::new() } else { format!("\n{notes}\n") };
+    format!("{INTRODUCTION}\n## {}\n{end}", sections.join("\n\n## "))
 }
 
 fn heading(section: &str) -> &str {
@@ -151,4 +149,67 @@ fn machine_in_words() -> String {
         word("kernel"),
         word("load")
     )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const NOTES: &str = "## What limits it\n\nBy hand.\n\n### Memory\n\nMuch.\n";
+
+    fn headings(document: &str) -> Vec<&str> {
+        document.lines().filter_map(|line| line.strip_prefix("## ")).collect()
+    }
+
+    #[test]
+    fn a_section_takes_its_place_and_leaves_the_others_as_they_are() {
+        let document = spliced("", "Streams\n\nslow", NOTES);
+        assert_eq!(headings(&document), ["Streams", "What limits it"]);
+        let document = spliced(&document, "Latency\n\nlong", NOTES);
+        let document = spliced(&document, "Nanoseconds of a packet\n\nmany\n\n### Apart\n\nyes", NOTES);
+        let document = spliced(&document, "Streams\n\nfast", NOTES);
+        assert_eq!(headings(&document), ["Nanoseconds of a packet", "Streams", "Latency", "What limits it"]);
+        let expected = "## Nanoseconds of a packet\n\nmany\n\n### Apart\n\nyes\n\n## Streams\n\nfast\n\n## Latency\n\nlong\n\n";
+        assert_eq!(document, format!("{INTRODUCTION}\n{expected}{NOTES}"));
+    }
+
+    #[test]
+    fn the_same_section_again_changes_nothing() {
+        let once = spliced("", "Streams\n\nfast", NOTES);
+        assert_eq!(spliced(&once, "Streams\n\nfast", NOTES), once);
+    }
+
+    #[test]
+    fn notes_are_those_of_today_once_and_last() {
+        let old = spliced("", "Streams\n\nfast", "## What once limited it\n\nLess.\n\n## And more\n\nOld.\n");
+        let document = spliced(&old, "Thousands of port forwards\n\nall", NOTES);
+        assert_eq!(headings(&document), ["Streams", "Thousands of port forwards", "What limits it"]);
+        assert!(document.ends_with(&format!("\n\n{NOTES}")), "{document}");
+        // Without a heading they are still the end, and without any there is none.
+        assert!(spliced("", "Streams\n\nfast", "By hand.").ends_with("\nfast\n\nBy hand.\n"));
+        assert!(spliced("", "Streams\n\nfast", "").ends_with("\nfast\n"));
+    }
+
+    #[test]
+    fn every_title_of_a_section_has_its_place() {
+        let sources = [
+            include_str!("packet.rs"),
+            include_str!("flows.rs"),
+            include_str!("stream.rs"),
+            include_str!("connect.rs"),
+            include_str!("latency.rs"),
+            include_str!("guest.rs"),
+            include_str!("programs.rs"),
+            include_str!("ranges.rs"),
+            include_str!("dnat.rs"),
+        ];
+        for (source, title) in sources.iter().zip(ORDER) {
+            assert!(source.contains(&format!("\"{title}\"")), "no bench calls its section \"{title}\"");
+        }
+    }
+
+    #[test]
+    fn numbers_are_grouped_by_thousands() {
+        assert_eq!([0, 999, 1_000, 1_000_000].map(thousands), ["0", "999", "1,000", "1,000,000"]);
+    }
 }

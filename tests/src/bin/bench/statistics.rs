@@ -43,3 +43,46 @@ impl Series {
         })
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn written(series: &Series, share: f64) -> String {
+        format!("{:.3}", series.quantile(share))
+    }
+
+    #[test]
+    fn quantiles_are_between_the_figures_around_them_in_any_order() {
+        let series = Series(vec![40.0, 10.0, 30.0, 20.0]);
+        let shares = [0.0, 0.25, 0.5, 0.75, 1.0];
+        assert_eq!(
+            shares.map(|share| written(&series, share)),
+            ["10.000", "17.500", "25.000", "32.500", "40.000"]
+        );
+        assert_eq!(series.written(1), "25.0 (17.5–32.5)");
+    }
+
+    #[test]
+    fn percentiles_of_many_figures_are_near_the_end() {
+        let series = Series((0..=1_000).rev().map(f64::from).collect());
+        assert_eq!(
+            [0.5, 0.99, 0.999].map(|share| written(&series, share)),
+            ["500.000", "990.000", "999.000"]
+        );
+    }
+
+    #[test]
+    fn one_figure_is_every_quantile_and_none_is_no_number() {
+        assert_eq!(written(&Series(vec![7.0]), 0.99), "7.000");
+        assert!(Series::default().median().is_nan());
+    }
+
+    #[test]
+    fn ratios_are_of_the_same_round() {
+        let (own, others) = (Series(vec![1.0, 9.0, 4.0]), Series(vec![2.0, 3.0, 4.0]));
+        let ratios = own.with(&others, |own, others| own / others);
+        assert_eq!(ratios.written(2), "1.00 (0.75–2.00)");
+        assert_eq!(ratios.0.len(), 3);
+    }
+}
