@@ -3,6 +3,7 @@
 //! A lab also has its own `/sys/fs/bpf`, `/run`, `/var/lib` and `/etc`, in a mount namespace of the thread that made it, so
 //! vmnat's pins, state, port forwards and agent of one lab are out of reach of all others and of the machine.
 
+pub mod busy_guest;
 pub mod client;
 pub mod dhcp;
 pub mod dnsmasq;
@@ -14,6 +15,7 @@ pub mod namespace;
 pub mod offload;
 pub mod patience;
 pub mod resolver;
+pub mod second_uplink;
 pub mod service;
 pub mod snapshot;
 pub mod stun;

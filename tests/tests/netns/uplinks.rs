@@ -14,6 +14,7 @@ use vmnat_tests::lab::{
     EXTERNAL, Lab, ROUTER, SERVER, SERVER_ECHO, STRANGER,
     client::{self, Asker, Conversation},
     guest_address, octets,
+    second_uplink::{SECOND_EXTERNAL, SECOND_ROUTER, SECOND_UPLINK},
     vmnat::Hook,
     wait_until,
     watch::LeakWatch,
@@ -75,31 +76,20 @@ fn the_uplink_may_go_down_and_up(hook: Hook) -> Result<()> {
 /// A second uplink leads to .99 alone: 1. before vmnat knows it, that route is not vmnat's and guests do not get there;
 /// 2. after `uplink add` they do, as its address; 3. a conversation over the first uplink is not touched.
 fn a_further_uplink_serves_its_own_destinations(hook: Hook) -> Result<()> {
-    const SECOND: &str = "203.0.114.2";
     let mut lab = Lab::new()?;
-    lab.router.ip(&format!(
-        "link add wan1 type veth peer name enp4s0 netns {}\n\
-         address add 203.0.114.1/24 dev wan1\n\
-         link set wan1 up\n",
-        lab.host.path()
-    ))?;
-    lab.host.ip(&format!(
-        "address add {SECOND}/24 dev enp4s0\n\
-         link set enp4s0 up\n\
-         route add {STRANGER}/32 via 203.0.114.1\n"
-    ))?;
-    let second = LeakWatch::new(&lab.router, "wan1", octets(SECOND)?)?;
+    let second = lab.lay_second_uplink()?;
+    lab.host.ip(&format!("route add {STRANGER}/32 via {SECOND_ROUTER}\n"))?;
     lab.up(hook)?;
     let mut conversation = Conversation::open(lab.guest(1)?, SERVER_ECHO)?;
     let attempt = client::ping_as(lab.guest(1)?, 1, STRANGER, Duration::from_millis(300));
     client::must_fail("a ping by an uplink that is not managed", attempt)?;
-    lab.vmnat_ok(&["uplink", "add", "enp4s0"])?;
+    lab.vmnat_ok(&["uplink", "add", SECOND_UPLINK])?;
     let seen_as = client::ask(lab.guest(1)?, &format!("{STRANGER}:7000"))?;
-    ensure!(seen_as.ip().to_string() == SECOND, "seen as {seen_as} by the second uplink");
+    ensure!(seen_as.ip().to_string() == SECOND_EXTERNAL, "seen as {seen_as} by the second uplink");
     let seen_as = client::ask(lab.guest(1)?, SERVER_ECHO)?;
     ensure!(seen_as.ip().to_string() == EXTERNAL, "seen as {seen_as} by the first uplink");
     conversation.exchange(100_000)?;
-    lab.vmnat_ok(&["uplink", "rm", "enp4s0"])?;
+    lab.vmnat_ok(&["uplink", "rm", SECOND_UPLINK])?;
     let attempt = client::ping_as(lab.guest(1)?, 2, STRANGER, Duration::from_millis(300));
     client::must_fail("a ping by an uplink that was removed", attempt)?;
     conversation.exchange(100_000)?;

@@ -100,7 +100,7 @@ fn method(extent: Extent) -> String {
          remotes as it takes. Every flow was opened by a live frame of its own and answered by one, none was written into a table; the\n\
          agent was ended, so that none expires. Each frame is of a random flow, whose ends the generator writes with right\n\
          checksums; the floor has the same generator. Before each measurement every flow has one packet, as in a crowd that\n\
-         talks. {rounds} rounds of {packets} packets for each row, by turns, {} flows at most. `net` is less the floor of the same round, `raw`\n\
+         talks; with that one vmnat's flows look their way up, as they do every four seconds, and its cost stands in the last column (in the order in which the flows were opened). {rounds} rounds of {packets} packets for each row, by turns, {} flows at most. `net` is less the floor of the same round, `raw`\n\
          is with it; ratios are to a second vmnat with 1,000 flows that takes turns with the others, and the goal is for the larger one. Of each\n\
          row {PROOF} frames were looked at behind the other interface first, all others were counted there. nft's rows end where the\n\
          machine's `nf_conntrack_max` does, which all its namespaces share and a benchmark does not change;\n\

@@ -10,7 +10,9 @@ use vmnat_tests::lab::{
     BRIDGE_MAC, EXTERNAL, GATEWAY, Lab, ROUTER, ROUTER_MAC, SERVER, SERVER_ECHO, STRANGER, UPLINK_MAC,
     client::{self, Conversation},
     namespace::Namespace,
-    octets, set_offloads,
+    octets,
+    second_uplink::{SECOND_ROUTER, SECOND_UPLINK},
+    set_offloads,
     traffic::Traffic,
     vmnat::Hook,
     wait_until,
@@ -31,22 +33,11 @@ on_both_hooks!(
 /// 1. a second uplink has the way to the stranger; 2. the first one's address changes under traffic of both; 3. the guest hears of the
 ///    end of its conversation at once, and its next one is seen as the new address; the other uplink's goes on.
 fn an_address_that_goes_ends_its_own_sessions_alone(hook: Hook) -> Result<()> {
-    const SECOND: &str = "203.0.114.2";
     const ANOTHER: &str = "203.0.113.77";
     let mut lab = Lab::new()?;
-    lab.router.ip(&format!(
-        "link add wan1 type veth peer name enp4s0 netns {}\n\
-         address add 203.0.114.1/24 dev wan1\n\
-         link set wan1 up\n",
-        lab.host.path()
-    ))?;
-    lab.host.ip(&format!(
-        "address add {SECOND}/24 dev enp4s0\n\
-         link set enp4s0 up\n\
-         route add {STRANGER}/32 via 203.0.114.1\n"
-    ))?;
-    let second = LeakWatch::new(&lab.router, "wan1", octets(SECOND)?)?;
-    lab.up_with(hook, &["--uplink", "enp4s0"])?;
+    let second = lab.lay_second_uplink()?;
+    lab.host.ip(&format!("route add {STRANGER}/32 via {SECOND_ROUTER}\n"))?;
+    lab.up_with(hook, &["--uplink", SECOND_UPLINK])?;
     let mut other = Conversation::open(lab.guest(2)?, &format!("{STRANGER}:7000"))?;
     let mut ended = Conversation::open(lab.guest(1)?, SERVER_ECHO)?;
     other.exchange(10_000)?;

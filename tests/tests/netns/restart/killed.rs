@@ -7,20 +7,11 @@
 use std::{
     fs,
     path::{Path, PathBuf},
-    sync::atomic::{AtomicBool, Ordering},
-    thread,
-    time::Duration,
 };
 
 use anyhow::{Context as _, Result, ensure};
 use vmnat_tests::lab::{
-    Lab, SERVER, SERVER_ECHO, client,
-    frame::{Packet, Tap},
-    snapshot::Snapshot,
-    traffic::Traffic,
-    vmnat,
-    vmnat::Hook,
-    wait_until,
+    Lab, SERVER_ECHO, client, snapshot::Snapshot, traffic::Traffic, vmnat, vmnat::Hook, wait_until,
 };
 
 use super::{
@@ -48,27 +39,6 @@ fn samples(hook: Hook, steps: usize) -> Vec<usize> {
     }
     let offset = if hook == Hook::Tcx { 1 } else { 2 };
     (0..SAMPLES).map(|sample| (sample * 3 + offset) * steps / (SAMPLES * 3)).collect()
-}
-
-/// A guest sends a datagram each millisecond while this goes on; nothing may leave untranslated.
-fn beside_a_busy_guest(lab: &Lab, work: impl FnOnce() -> Result<()>) -> Result<()> {
-    let wire = Tap::open(lab.guest(1)?, "eth0")?;
-    let frame = Packet::udp(lab.outbound_ends(1, SERVER)?, 30_000, 9, b"without a pause").bytes();
-    let done = AtomicBool::new(false);
-    thread::scope(|scope| -> Result<()> {
-        let sending = scope.spawn(|| -> Result<()> {
-            while !done.load(Ordering::Relaxed) {
-                wire.send(&frame)?;
-                thread::sleep(Duration::from_millis(1));
-            }
-            Ok(())
-        });
-        let outcome = work();
-        done.store(true, Ordering::Relaxed);
-        sending.join().map_err(|_| anyhow::anyhow!("the sender panicked"))??;
-        outcome
-    })?;
-    lab.leaks.assert_none()
 }
 
 /// Kills a command of `vmnat` at each sampled step, between a preparation and a look; the number of its steps.
@@ -100,7 +70,7 @@ fn an_up_that_is_killed_is_mended(hook: Hook) -> Result<()> {
     let mut lab = Lab::new()?;
     let before = Snapshot::take(&lab.host)?;
     let up = ["up", "--bridge", "virbr0", "--uplink", "enp3s0", "--hook", hook.name()];
-    beside_a_busy_guest(&lab, || {
+    lab.beside_a_busy_guest(|| {
         let look = || {
             lab.up(hook)?;
             client::converse(lab.guest(2)?, SERVER_ECHO)?;
@@ -118,7 +88,7 @@ fn an_up_that_is_killed_is_mended(hook: Hook) -> Result<()> {
 fn a_down_that_is_killed_is_mended(hook: Hook) -> Result<()> {
     let mut lab = Lab::new()?;
     let before = Snapshot::take(&lab.host)?;
-    beside_a_busy_guest(&lab, || {
+    lab.beside_a_busy_guest(|| {
         let prepare = || lab.up(hook).map(drop);
         let look = || {
             lab.up(hook)?;

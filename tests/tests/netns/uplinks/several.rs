@@ -13,6 +13,7 @@ use vmnat_tests::lab::{
     client::{self, Asker, Conversation},
     firewall::NFT_DROPS,
     guest_address, octets,
+    second_uplink::{SECOND_EXTERNAL, SECOND_ROUTER},
     vmnat::Hook,
     wait_until,
     watch::LeakWatch,
@@ -29,9 +30,6 @@ on_both_hooks!(
     guests_are_seen_as_the_address_that_was_chosen,
 );
 
-/// The host's address on the second uplink.
-const SECOND: &str = "203.0.114.2";
-const SECOND_ROUTER: &str = "203.0.114.1";
 const PATIENCE: Duration = Duration::from_secs(10);
 /// In which the agent hears of a change.
 const MOMENT: Duration = Duration::from_millis(300);
@@ -45,16 +43,9 @@ struct Two {
 impl Two {
     fn new(hook: Hook, setup: Setup) -> Result<Self> {
         let lab = Lab::with(setup)?;
-        lab.router.ip(&format!(
-            "link add wan1 type veth peer name enp4s0 netns {}\n\
-             address add {SECOND_ROUTER}/24 dev wan1\n\
-             link set wan1 up\n",
-            lab.host.path()
-        ))?;
-        lab.host.ip(&format!("address add {SECOND}/24 dev enp4s0\nlink set enp4s0 up\n"))?;
+        let second = lab.lay_second_uplink()?;
         lab.host.set_sysctl("net/ipv4/conf/enp4s0/rp_filter", &setup.rp_filter.to_string())?;
         lab.host.nft(NFT_DROPS)?;
-        let second = LeakWatch::new(&lab.router, "wan1", octets(SECOND)?)?;
         lab.up_with(hook, &["--uplink", "enp4s0"])?;
         Ok(Self { lab, second })
     }
@@ -99,13 +90,17 @@ fn policy_rules_choose_the_uplink_by_source_and_by_destination(hook: Hook) -> Re
     let (by_source, by_destination) =
         (format!("rule add from {guest} table 100\n"), format!("rule add to {STRANGER} table 100\n"));
     two.lab.host.ip(&format!("route add default via {SECOND_ROUTER} dev enp4s0 table 100\n{by_source}"))?;
-    wait_until("guest 2 goes by the second uplink", PATIENCE, || Ok(two.seen(2, SERVER)? == SECOND))?;
+    wait_until(
+        "guest 2 goes by the second uplink",
+        PATIENCE,
+        || Ok(two.seen(2, SERVER)? == SECOND_EXTERNAL),
+    )?;
     two.expect(1, SERVER, EXTERNAL)?;
     let mut conversation = Conversation::open(two.lab.guest(2)?, SERVER_ECHO)?;
     let mut other = Conversation::open(two.lab.guest(1)?, SERVER_ECHO)?;
     two.lab.host.ip(&by_destination)?;
     wait_until("the stranger is reached by the second uplink", PATIENCE, || {
-        Ok(two.seen(1, STRANGER)? == SECOND)
+        Ok(two.seen(1, STRANGER)? == SECOND_EXTERNAL)
     })?;
     two.expect(1, SERVER, EXTERNAL)?;
     conversation.exchange(100_000).context("a conversation that no rule has moved")?;
@@ -119,7 +114,7 @@ fn policy_rules_choose_the_uplink_by_source_and_by_destination(hook: Hook) -> Re
     let (tcp, udp) =
         (client::converse(two.lab.guest(1)?, SERVER_ECHO)?, client::ask(two.lab.guest(1)?, SERVER_ECHO)?);
     ensure!(
-        tcp.ip().to_string() == EXTERNAL && udp.ip().to_string() == SECOND,
+        tcp.ip().to_string() == EXTERNAL && udp.ip().to_string() == SECOND_EXTERNAL,
         "seen as {tcp} over TCP and as {udp} over UDP"
     );
     two.assert_invariants()
@@ -141,7 +136,7 @@ fn the_route_of_the_lower_metric_wins_and_the_other_takes_over(hook: Hook) -> Re
     wait_until("the second uplink takes over", Duration::from_secs(3), || {
         Ok(Asker::new(two.lab.guest(2)?, 0)?.ask_within(SERVER_ECHO, 20, Duration::from_millis(300)).is_ok())
     })?;
-    two.expect(2, SERVER, SECOND)?;
+    two.expect(2, SERVER, SECOND_EXTERNAL)?;
     thread::sleep(MOMENT);
     let since = Instant::now();
     client::must_fail("a conversation of the uplink that went down", conversation.exchange(1000))?;
@@ -160,7 +155,7 @@ fn the_route_of_the_lower_metric_wins_and_the_other_takes_over(hook: Hook) -> Re
 fn a_route_that_goes_with_its_link_moves_its_flows(hook: Hook) -> Result<()> {
     let mut two = Two::new(hook, Setup::default())?;
     two.lab.host.ip(&format!("route add {STRANGER}/32 via {SECOND_ROUTER} dev enp4s0\n"))?;
-    two.expect(1, STRANGER, SECOND)?;
+    two.expect(1, STRANGER, SECOND_EXTERNAL)?;
     let mut conversation = Conversation::open(two.lab.guest(1)?, &format!("{STRANGER}:7000"))?;
     conversation.exchange(1000)?;
     two.reroute("link set enp4s0 down\n")?;
@@ -187,7 +182,7 @@ fn a_route_of_several_ways_keeps_each_flow_on_its_own(hook: Hook) -> Result<()> 
         let seen: Vec<SocketAddr> = conversations.iter().map(|conversation| conversation.seen_as).collect();
         seen.iter().filter(|seen| seen.ip().to_string() == address).count()
     };
-    let (first, second) = (by(EXTERNAL), by(SECOND));
+    let (first, second) = (by(EXTERNAL), by(SECOND_EXTERNAL));
     ensure!(
         [first, second].iter().sum::<usize>() == 24 && first > 2 && second > 2,
         "{first} by the first, {second} by the second"
@@ -218,7 +213,7 @@ fn a_port_forward_is_answered_by_the_uplink_that_it_was_called_by(hook: Hook) ->
         &format!("9000:{guest}:7000/tcp+udp"),
     ])?;
     let mut conversations = Vec::new();
-    for external in [EXTERNAL, SECOND] {
+    for external in [EXTERNAL, SECOND_EXTERNAL] {
         client::download(&two.lab.world, &format!("{external}:8080"), 1_000_000).context(external)?;
         client::ask(&two.lab.world, &format!("{external}:9000")).context(external)?;
         let mut conversation = Conversation::open(&two.lab.world, &format!("{external}:9000"))?;
@@ -232,7 +227,7 @@ fn a_port_forward_is_answered_by_the_uplink_that_it_was_called_by(hook: Hook) ->
         for conversation in &mut conversations {
             conversation.exchange(100_000).context("after another look at the way")?;
         }
-        asker.ask(&format!("{SECOND}:9000"))?;
+        asker.ask(&format!("{SECOND_EXTERNAL}:9000"))?;
     }
     let dropped = two.lab.counter("moved_route").unwrap_or(0);
     ensure!(dropped == 0, "{dropped} packets were dropped as moved_route");
@@ -248,11 +243,11 @@ fn a_forward_is_not_answered_where_the_route_is_forbidden(hook: Hook) -> Result<
     two.lab.host.ip(&format!("route add default via {SECOND_ROUTER} dev enp4s0 metric 500\n"))?;
     let asker = Asker::new(&two.lab.world, 0)?;
     let is_answered =
-        || Ok(asker.ask_within(&format!("{SECOND}:9000"), 20, Duration::from_millis(300)).is_ok());
+        || Ok(asker.ask_within(&format!("{SECOND_EXTERNAL}:9000"), 20, Duration::from_millis(300)).is_ok());
     wait_until("it is answered", PATIENCE, is_answered)?;
     two.lab.host.ip(&format!("rule add from {guest} unreachable\n"))?;
     thread::sleep(MOMENT);
-    let answer = asker.ask_within(&format!("{SECOND}:9000"), 20, Duration::from_millis(500));
+    let answer = asker.ask_within(&format!("{SECOND_EXTERNAL}:9000"), 20, Duration::from_millis(500));
     client::must_fail("a call that may not be answered", answer)?;
     two.lab.host.ip(&format!("rule delete from {guest} unreachable\n"))?;
     wait_until("it is answered again", PATIENCE, is_answered)?;

@@ -124,6 +124,24 @@ impl Crowd {
         Ok(0)
     }
 
+    /// Makes every flow of vmnat's look its way up with its next packet, and returns the slot in which it then stands. They would do
+    /// so every few seconds; `starts` waits until such a slot has just begun.
+    pub fn renew(&self, starts: bool) -> Result<u16> {
+        let Some(tables) = &self.tables else { return Ok(0) };
+        let before = self.slot()?;
+        if starts {
+            wait_until("the next slot", PATIENCE, || Ok(self.slot()? != before))?;
+        }
+        tables.bump_generation()?;
+        self.slot()
+    }
+
+    /// The slot in which no flow of vmnat's looks its way up twice.
+    pub fn slot(&self) -> Result<u16> {
+        let Some(tables) = &self.tables else { return Ok(0) };
+        Ok(tables.settings()?.epoch(tables.clock()?.jiffies))
+    }
+
     /// Removes every flow.
     pub fn clear(&self) -> Result<()> {
         if let Some(tables) = &self.tables {
