@@ -81,7 +81,10 @@ fn more_than_the_kernel_holds_is_refused_as_a_whole(hook: Hook) -> Result<()> {
     let lines: Vec<String> = (10_000..26_400).map(http).collect();
     fs::write(LIST, lines.join("\n"))?;
     let error = lab.vmnat_refused(&["dnat", "add", "--file", LIST])?;
-    ensure!(error.contains("32802 entries of port forwards do not fit") && error.contains("32768"), "{error}");
+    ensure!(
+        error.contains("32802 entries of port forwards do not fit") && error.contains("32768"),
+        "{error}"
+    );
     ensure!(fs::read("/var/lib/vmnat/default/forwards.json")? == file, "the file has changed");
     ensure!(fs::read_dir("/var/lib/vmnat/default")?.count() == 2, "a temporary file is left");
     ensure!(lab.rows(&["dnat", "list"])?.len() == 1, "some are listed");
