@@ -6,7 +6,7 @@
 use aya_ebpf::programs::TcContext;
 use vmnat_common::{
     Outcome,
-    bridge::BridgePortFlags,
+    bridge::{BridgePort, BridgePortFlags},
     flow::Side,
     fragment::Place,
     session::{Flags, Session},
@@ -56,17 +56,20 @@ fn translate(ctx: &TcContext) -> Result<Outcome, Outcome> {
     let found = if packet.tracked.is_ok() { session::find(&packet.key)? } else { None };
     let session = match found {
         Some(session) if session::is_current(ctx, &packet, session, epoch) => session,
-        _ => {
-            if let Err(reason) = judge(ctx, &packet) {
-                return Err(refused(ctx, &packet, reason));
-            }
-            if let Some(session) = session::find(&packet.key)? {
-                session
-            } else {
-                if let Err(reason) = open(ctx, &packet) {
-                    return Err(room::refuse(ctx, &packet, reason));
+        mut found => {
+            let port = bridge::port_of(ctx)?;
+            let stands = match judge(ctx, &packet, port, found.as_deref_mut()) {
+                Ok(stands) => stands,
+                Err(reason) => return Err(refused(ctx, &packet, reason)),
+            };
+            match found {
+                Some(session) if stands => session,
+                _ => {
+                    if let Err(reason) = open(ctx, &packet, port) {
+                        return Err(room::refuse(ctx, &packet, reason));
+                    }
+                    session::find(&packet.key)?.ok_or(Outcome::StaleFlow)?
                 }
-                session::find(&packet.key)?.ok_or(Outcome::StaleFlow)?
             }
         }
     };
@@ -88,11 +91,15 @@ fn translate(ctx: &TcContext) -> Result<Outcome, Outcome> {
     Ok(Outcome::TranslatedOutbound)
 }
 
-/// Decides about a packet without a valid session. When it returns `Ok` there is one, or one may be opened by the way that
-/// was noted.
+/// Decides about a packet without a valid session. True when the `known` one stands; false when one may be opened by the way
+/// that was noted.
 #[inline(never)]
-fn judge(ctx: &TcContext, packet: &Packet) -> Result<(), Outcome> {
-    let port = bridge::port_of(ctx)?;
+fn judge(
+    ctx: &TcContext,
+    packet: &Packet,
+    port: &BridgePort,
+    known: Option<&mut Session>,
+) -> Result<bool, Outcome> {
     if lease::is_strict(port) {
         lease::hold(ctx, packet, port)?;
     }
@@ -106,7 +113,6 @@ fn judge(ctx: &TcContext, packet: &Packet) -> Result<(), Outcome> {
         return Err(service::lead(ctx, packet, way).unwrap_or_else(|outcome| outcome));
     }
     let is_error = icmp::is_error(packet);
-    let known = if packet.tracked.is_ok() { session::find(&packet.key)? } else { None };
     let turns = hairpin::concerns(packet, known.as_deref());
     let mut way = hairpin::way(packet, port, known.as_deref());
     let mut is_hosts = false;
@@ -151,9 +157,10 @@ fn judge(ctx: &TcContext, packet: &Packet) -> Result<(), Outcome> {
     if let Some(session) = known
         && session::renew(ctx, packet, session, port, &way)?
     {
-        return Ok(());
+        return Ok(true);
     }
-    session::note_way(&way)
+    session::note_way(&way)?;
+    Ok(false)
 }
 
 /// Tells the guest where it may be told, and gives the reason.
@@ -164,9 +171,13 @@ fn refused(ctx: &TcContext, packet: &Packet, reason: Outcome) -> Outcome {
 
 /// Opens the session of a packet that may have one, within its guest's quota.
 #[inline(always)]
-fn open(ctx: &TcContext, packet: &Packet) -> Result<(), Outcome> {
-    quota::check(packet.key.source, packet.tcp_flags)?;
-    session::open(ctx, packet, bridge::port_of(ctx)?)
+pub fn open(ctx: &TcContext, packet: &Packet, port: &BridgePort) -> Result<(), Outcome> {
+    quota::take(packet.key.source, packet.tcp_flags)?;
+    let opened = session::open(ctx, packet, port);
+    if opened.is_err() {
+        quota::release(packet.key.source, quota::opens_half(packet.tcp_flags) != 0);
+    }
+    opened
 }
 
 /// Sends a guest's ICMP error; a call of its own for the sake of the stack.

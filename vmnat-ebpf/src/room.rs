@@ -17,7 +17,7 @@ use vmnat_common::{
 use crate::{
     access, bridge, classify, forward, fragment, hairpin, icmp, lease,
     maps::{BRIDGE_PORT, NETWORK},
-    mss,
+    mss, outbound,
     parse::{self, Frame, Packet, Quote},
     quota,
     rewrite::{self, Change},
@@ -118,8 +118,7 @@ pub fn outward(ctx: &TcContext) -> Result<Outcome, Outcome> {
         session
     } else {
         judge(ctx, &mut packet)?;
-        quota::check(packet.key.source, packet.tcp_flags)?;
-        session::open(ctx, &packet, bridge_of(packet.key.source)?)?;
+        outbound::open(ctx, &packet, bridge_of(packet.key.source)?)?;
         session::find(&packet.key)?.ok_or(Outcome::StaleFlow)?
     };
     session::touch(ctx, session, &packet, settings::jiffies());
