@@ -133,14 +133,11 @@ pub fn may_be_told(guest: Address) -> bool {
 /// What a guest has taken; where there is no room to keep it, there is no quota.
 #[inline(always)]
 fn of(guest: Address) -> Option<&'static mut Guest> {
-    let own = match GUEST.get_ptr_mut(guest) {
-        Some(own) => Some(own),
-        None => {
-            let fresh = Guest { told: (settings::jiffies() as u32).wrapping_sub(1), ..NOBODY };
-            let _ = GUEST.insert(guest, fresh, u64::from(aya_ebpf::bindings::BPF_NOEXIST));
-            GUEST.get_ptr_mut(guest)
-        }
-    };
+    let own = GUEST.get_ptr_mut(guest).or_else(|| {
+        let fresh = Guest { told: (settings::jiffies() as u32).wrapping_sub(1), ..NOBODY };
+        let _ = GUEST.insert(guest, fresh, u64::from(aya_ebpf::bindings::BPF_NOEXIST));
+        GUEST.get_ptr_mut(guest)
+    });
     // SAFETY: the kernel keeps the element readable and writable for the program's run. Buckets and refusals that two CPUs
     // change at once may lose a token or a count.
     own.map(|own| unsafe { &mut *own })
