@@ -119,7 +119,7 @@ fn host_takes(hook: Hook, filtering: &str) -> Result<()> {
     ensure!(arrives(&host, stranger.local_addr()?, &stranger)? == Some(mapped));
     ensure!(arrives(&stranger, mapped, &host)?.is_some(), "the host's socket does not hear an answer");
 
-    wait_until("the guest's mapping to move", Duration::from_secs(8), || {
+    wait_until("the guest's mapping to move", Duration::from_secs(30), || {
         Ok(external(&guest)?.port() != 20_000)
     })?;
     let moved = external(&guest)?;

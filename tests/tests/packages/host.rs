@@ -122,7 +122,7 @@ impl Drop for Host {
 fn ask(from: &str, to: &str, seconds: u32) -> String {
     let (address, port) = to.split_once(':').unwrap_or_default();
     format!(
-        "ip netns exec {from} timeout {seconds} bash -c 'exec 3<>/dev/tcp/{address}/{port}; echo ask >&3; read -r answer <&3; \
+        "ip netns exec {from} timeout {seconds} bash -c 'exec 9<>/dev/tcp/{address}/{port} || exit 1; echo ask >&9; read -r answer <&9; \
          [ \"$answer\" = ask ]' 2>&1"
     )
 }

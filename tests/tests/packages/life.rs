@@ -16,7 +16,7 @@ fn the_package_lives_on_linux_6_1() -> Result<()> {
 
 /// 1. Installed, the unit is enabled, skipped and sound. 2. `up` and `dnat` bring a guest online, and leave the agent to the
 ///    unit, from where it gives addresses and relays names. 3. Reload, restart, kill, a hanging agent and a stop are not noticed
-///    by traffic. 4. Neither is an upgrade with another kernel half. 5. After a reboot beside libvirt and Docker all is back.
+///    by traffic, nor are jumps of the clock, which end no port forward early. 4. Neither is an upgrade with another kernel half. 5. After a reboot beside libvirt and Docker all is back.
 ///    6. libvirt's hooks notify. 7. Removed, the host is as it was, and a new installation brings all back. 8. Purged, nothing is
 ///    left.
 ///
@@ -34,6 +34,7 @@ pub fn must_be_good(suite: &str, kernel: &str, hook: &str, order: &str) -> Resul
 
     up(&mut host, hook)?;
     work_on_the_unit(&mut host)?;
+    the_clock_jumps(&mut host)?;
     upgrade(&mut host)?;
     reboot(&mut host, order)?;
     the_hooks_notify(&mut host.machine)?;
@@ -137,6 +138,22 @@ fn work_on_the_unit(host: &mut Host) -> Result<()> {
         "{fields}"
     );
     Ok(())
+}
+
+/// Two days ahead, two days back behind the beginning, and right again.
+fn the_clock_jumps(host: &mut Host) -> Result<()> {
+    host.machine.run("vmnat dnat add 7009:192.168.122.10:7/tcp --expires 3h")?;
+    host.under_traffic("the clock jumps", |machine| {
+        for jump in ["2 days", "4 days ago", "2 days"] {
+            machine.run(&format!("date --set '{jump}' && sleep 3"))?;
+            is_well(machine)?;
+            let forwards = machine.run("vmnat dnat list")?;
+            ensure!(forwards.contains("7009") && forwards.contains("7007"), "{jump}: {forwards}");
+        }
+        Ok(())
+    })?;
+    host.machine.run("vmnat dnat rm 7009:192.168.122.10:7/tcp")?;
+    host.must_be_online()
 }
 
 fn machine_log(machine: &mut Machine) -> Result<String> {
