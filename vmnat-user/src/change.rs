@@ -6,14 +6,15 @@ use rtnetlink::Handle;
 use crate::{
     agent, config,
     dataplane::{self, LoadOptions},
-    error::Error,
+    error::{Error, with_remedy},
     facts::{self, Facts},
-    forwards::{PortForward, store::Staged},
+    forwards::PortForward,
     paths::Instance,
     reconcile::{self, Reconciled},
-    state::{self, Lock, StagedState, State, kept::StagedWish},
+    state::{self, Lock, State},
     tables::Tables,
     takeover::{self, TakenOver},
+    whole_file::Staged,
 };
 
 /// Opens a netlink connection in the calling thread's network namespace; needs a tokio runtime.
@@ -34,6 +35,8 @@ pub struct Change {
     lock: Lock,
     /// Number of the next port forward when the change began.
     next_forward: u32,
+    /// What was true when the change began, where anything was.
+    known: Option<State>,
     /// The state, to be changed by the command.
     pub state: State,
     /// The picture of the namespace.
@@ -52,14 +55,21 @@ impl Change {
         let state = state::load(instance)?;
         let handle = connect()?;
         let facts = facts::gather(&handle).await?;
-        Ok(Self::with(instance, handle, lock, state, facts))
+        let known = Some(state.clone());
+        Ok(Self { known, ..Self::with(instance, handle, lock, state, facts) })
     }
 
     /// Begins with a state that may be a new one.
     #[must_use]
     pub fn with(instance: &Instance, handle: Handle, lock: Lock, state: State, facts: Facts) -> Self {
         let next_forward = state.next_forward;
-        Self { instance: instance.clone(), handle, lock, next_forward, state, facts }
+        Self { instance: instance.clone(), handle, lock, next_forward, known: None, state, facts }
+    }
+
+    /// Tells what is true as yet, where the state is changed already: [`Change::apply`] puts that back if it fails.
+    #[must_use]
+    pub fn over(self, known: Option<&State>) -> Self {
+        Self { known: known.cloned(), ..self }
     }
 
     /// The netlink connection.
@@ -88,14 +98,21 @@ impl Change {
     ///
     /// # Errors
     /// [`crate::error::Error::Foreign`] when that is not what files of the configuration say, and then nothing has
-    /// changed; or when the state cannot be made true, and the file then holds what was done.
+    /// changed; or when the state cannot be made true, and what was is put back then.
     pub async fn apply(&mut self) -> Result<Reconciled> {
         config::refuse_foreign(&self.instance, &self.state)?;
         let tables = self.tables()?;
         let Self { instance, handle, lock, state, facts, .. } = self;
         let done = reconcile::reconcile(instance, handle, &tables, state, facts, lock).await;
-        self.save()?;
-        done
+        let error = match done {
+            Ok(done) => return self.save().map(|()| done),
+            Err(error) => error,
+        };
+        let Some(known) = self.known.clone() else {
+            self.save()?;
+            return Err(error);
+        };
+        Err(self.put_back(&known, &tables, error).await)
     }
 
     /// Makes changed port forwards true, all of them or none, as [`Change::apply_whole`].
@@ -121,36 +138,37 @@ impl Change {
         let Self { instance, handle, lock, state, facts, .. } = self;
         let done = reconcile::reconcile(instance, handle, &tables, state, facts, lock).await;
         let done = done.and_then(|done| refuse_failures(before, done));
-        let done = done.and_then(|done| self.write(before, staged).map(|()| done));
-        if done.is_err() {
-            self.put_back(before, &tables).await;
+        match done.and_then(|done| self.write(before, staged).map(|()| done)) {
+            Ok(done) => Ok(done),
+            Err(error) => Err(self.put_back(before, &tables, error).await),
         }
-        done
     }
 
     /// Writes the last file beside the others, and only then gives them their names.
-    fn write(&self, before: &State, staged: (Option<Staged>, Option<StagedWish>)) -> Result<()> {
+    fn write(&self, before: &State, staged: (Option<Staged>, Option<Staged>)) -> Result<()> {
         let running = if self.state == *before { None } else { Some(self.lock.stage_running(&self.state)?) };
         let (store, wish) = staged;
-        store.map_or(Ok(()), Staged::commit)?;
-        wish.map_or(Ok(()), StagedWish::commit)?;
-        running.map_or(Ok(()), StagedState::commit)
+        [store, wish, running].into_iter().flatten().try_for_each(Staged::commit)
     }
 
-    /// Makes the former wish true again; what was recorded for `down` since then stays on record.
-    async fn put_back(&mut self, before: &State, tables: &Tables) {
+    /// Makes the former wish true again; what was recorded for `down` since then stays on record. Returns the error with what holds
+    /// then.
+    async fn put_back(&mut self, before: &State, tables: &Tables, error: anyhow::Error) -> anyhow::Error {
+        let mut outcome = "nothing was changed";
         config::copy_wish(before, &mut self.state);
         let Self { instance, handle, lock, state, facts, .. } = self;
-        if let Err(error) = reconcile::reconcile(instance, handle, tables, state, facts, lock).await {
-            tracing::warn!("cannot put back what was: {error:#}");
+        if let Err(again) = reconcile::reconcile(instance, handle, tables, state, facts, lock).await {
+            tracing::debug!("cannot put back what was: {again:#}");
+            outcome = "it was begun, and the agent puts back what was as soon as the kernel lets it";
+            agent::nudge(instance);
         }
         // Where nothing is to be written, a full disk is no further trouble.
-        if self.state == *before {
-            return;
-        }
-        if let Err(error) = self.save() {
+        if self.state != *before
+            && let Err(error) = self.save()
+        {
             tracing::warn!("cannot write what was put back: {error:#}");
         }
+        with_remedy(error, outcome)
     }
 
     /// Loads the kernel half unless it is loaded as it should be; true when it did.
@@ -193,6 +211,7 @@ impl Change {
             Ok(taken)
         };
         let taken = first.await;
+        reconcile::note_failure(state, taken.as_ref().err());
         self.save()?;
         taken.map(|taken| (done, taken))
     }

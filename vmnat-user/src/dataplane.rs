@@ -330,6 +330,9 @@ fn refused(name: &str, error: &ProgramError) -> anyhow::Error {
     if is_permission(error) {
         return Error::NotPermitted { what: format!("loading the program {name} ({text})") }.into();
     }
+    if let Some(error) = out_of_memory(error) {
+        return anyhow::Error::new(error).context(format!("load the program {name}"));
+    }
     Error::KernelTooOld { release: release(), why: format!("it refuses the program {name}: {text}") }.into()
 }
 
@@ -343,6 +346,12 @@ fn is_permission(error: &(dyn std::error::Error + 'static)) -> bool {
         cause = error.source();
     }
     false
+}
+
+/// The kernel's answer where it lacks memory, which says nothing about the program.
+fn out_of_memory(error: &ProgramError) -> Option<io::Error> {
+    let ProgramError::LoadError { io_error, .. } = error else { return None };
+    io_error.raw_os_error().filter(|number| *number == libc::ENOMEM).map(io::Error::from_raw_os_error)
 }
 
 /// The kernel's own name of its version (`uname -r`).

@@ -39,7 +39,7 @@ use self::{
     network::{Network, networks},
     server::{Mode, Server},
 };
-use crate::{facts::Facts, paths::Instance, state::State};
+use crate::{facts::Facts, paths::Instance, state::State, whole_file::Staged};
 
 /// What is said of the server at a bridge.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -79,10 +79,9 @@ impl Shared {
         };
         let mut modes = self.modes.lock().unwrap_or_else(PoisonError::into_inner);
         modes.insert(bridge.to_owned(), said);
-        let temporary = self.told.with_extension("json.next");
-        let text = serde_json::to_string(&*modes).unwrap_or_default();
-        if let Err(error) = fs::write(&temporary, text).and_then(|()| fs::rename(&temporary, &self.told)) {
-            debug!("cannot write {}: {error}", self.told.display());
+        let staged = Staged::document(&self.told, &*modes).map_err(Into::into);
+        if let Err(error) = staged.and_then(Staged::commit) {
+            debug!("cannot write {}: {error:#}", self.told.display());
         }
     }
 }

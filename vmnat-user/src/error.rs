@@ -1,6 +1,6 @@
 //! The errors that have an exit code of their own; each says what, where, why, and what to do.
 
-use std::{net::Ipv4Addr, path::PathBuf};
+use std::{io, net::Ipv4Addr, path::PathBuf};
 
 use ipnet::Ipv4Net;
 use thiserror::Error;
@@ -200,6 +200,28 @@ pub enum Error {
         /// What is wrong with it.
         why: String,
     },
+    /// The kernel, or a disk, had no room for it.
+    #[error("{what}; {outcome}: {hint}")]
+    NoRoom {
+        /// What was being done, and the answer.
+        what: String,
+        /// What holds now.
+        outcome: &'static str,
+        /// What to do.
+        hint: &'static str,
+    },
+    /// More than a map holds.
+    #[error("{count} {what} do not fit, and nothing was changed: vmnat holds {most} of them; {hint}")]
+    TooMany {
+        /// What there are too many of.
+        what: &'static str,
+        /// How many there are.
+        count: usize,
+        /// How many fit.
+        most: u32,
+        /// What to do.
+        hint: &'static str,
+    },
     /// Pinned by another version, or tampered with.
     #[error(
         "{} has an unknown layout ({why}): another version of vmnat made it, and it is left as it is; go on with that version, or remove it with `vmnat down`, which ends the guests' connections",
@@ -298,6 +320,8 @@ impl Error {
             | Self::Silent
             | Self::Undone { .. }
             | Self::Unfit { .. }
+            | Self::NoRoom { .. }
+            | Self::TooMany { .. }
             | Self::BadStore { .. } => Exit::Failed,
             Self::UnknownLayout { .. } => Exit::UnknownLayout,
             Self::Partial { .. } => Exit::Partial,
@@ -321,6 +345,29 @@ pub fn exit_of(error: &anyhow::Error) -> Exit {
     error.chain().find_map(|cause| cause.downcast_ref::<Error>()).map_or(Exit::Failed, Error::exit)
 }
 
+/// An error that says what holds now and what to do, where the kernel or a disk had no room; any other as it is.
+#[must_use]
+pub fn with_remedy(error: anyhow::Error, outcome: &'static str) -> anyhow::Error {
+    if error.chain().any(|cause| cause.downcast_ref::<Error>().is_some()) {
+        return error;
+    }
+    let numbers = error.chain().filter_map(|cause| cause.downcast_ref::<io::Error>()?.raw_os_error());
+    let hint = numbers.last().and_then(|number| match number {
+        libc::ENOMEM | libc::EAGAIN => {
+            Some("free memory, or raise the limit of the control group that this runs in, and try again")
+        }
+        libc::E2BIG => {
+            Some("a table of the kernel half is full: ask for fewer, or remove some, and try again")
+        }
+        libc::ENOSPC => Some("make room there (a disk, or a table of the kernel half), and try again"),
+        _ => None,
+    });
+    match hint {
+        Some(hint) => Error::NoRoom { what: format!("{error:#}"), outcome, hint }.into(),
+        None => error,
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use anyhow::Context as _;
@@ -332,5 +379,18 @@ mod tests {
         let error: anyhow::Error = Err::<(), _>(Error::NoDefaultRoute).context("while starting").unwrap_err();
         assert_eq!(exit_of(&error), Exit::NoInterface);
         assert_eq!(exit_of(&anyhow::anyhow!("something else")), Exit::Failed);
+    }
+
+    #[test]
+    fn what_has_no_room_is_told_with_a_remedy() {
+        let full =
+            Err::<(), _>(io::Error::from_raw_os_error(libc::ENOMEM)).context("write a network").unwrap_err();
+        let text = format!("{:#}", with_remedy(full, "nothing was changed"));
+        assert!(
+            text.starts_with("write a network: ") && text.contains("; nothing was changed: free memory"),
+            "{text}"
+        );
+        let other: anyhow::Error = Error::NoDefaultRoute.into();
+        assert_eq!(exit_of(&with_remedy(other, "")), Exit::NoInterface);
     }
 }

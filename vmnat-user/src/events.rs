@@ -3,13 +3,7 @@
 //! The agent looks at each expiry, logs an event at most once a minute, and writes those of the last minute where `status`
 //! finds them. What was counted before its first look is no event.
 
-use std::{
-    collections::BTreeMap,
-    fs,
-    io::{self, Write as _},
-    net::Ipv4Addr,
-    os::unix::fs::OpenOptionsExt as _,
-};
+use std::{collections::BTreeMap, fs, io, net::Ipv4Addr};
 
 use anyhow::{Context as _, Result};
 use nix::time::{ClockId, clock_gettime};
@@ -23,6 +17,7 @@ use crate::{
     report,
     state::{GuestQuotas, State},
     tables::Tables,
+    whole_file::Staged,
 };
 
 /// For so many seconds an event is shown, and not logged again.
@@ -209,14 +204,7 @@ impl Watcher {
         }
         let events: Vec<&Event> = self.ongoing.values().map(|ongoing| &ongoing.event).collect();
         let path = instance.events();
-        let temporary = path.with_extension("json.next");
-        let write = || -> Result<()> {
-            let mut options = fs::OpenOptions::new();
-            let mut file = options.create(true).truncate(true).write(true).mode(0o600).open(&temporary)?;
-            file.write_all(serde_json::to_string(&events)?.as_bytes())?;
-            Ok(fs::rename(&temporary, &path)?)
-        };
-        write().with_context(|| format!("write {}", path.display()))
+        Staged::document(&path, &events).with_context(|| format!("write {}", path.display()))?.commit()
     }
 }
 

@@ -47,3 +47,4 @@ pub mod systemd;
 pub mod tables;
 pub mod takeover;
 pub mod teardown;
+pub mod whole_file;

@@ -7,6 +7,7 @@
 mod access;
 mod forwards;
 mod leases;
+mod limits;
 pub mod settings;
 mod stations;
 pub mod sysctls;
@@ -66,9 +67,22 @@ pub async fn reconcile(
     lock: &Lock,
 ) -> Result<Reconciled> {
     let mut done = Reconciled::default();
-    let plan = fill(instance, tables, state, facts, lock, &mut done)?;
-    attach(instance, handle, tables, state, &plan, lock, &mut done).await?;
-    Ok(done)
+    let both = async {
+        let plan = fill(instance, tables, state, facts, lock, &mut done)?;
+        attach(instance, handle, tables, state, &plan, lock, &mut done).await
+    };
+    let outcome = both.await;
+    note_failure(state, outcome.as_ref().err());
+    outcome.map(|()| done)
+}
+
+/// Puts on record that a reconcile was broken off: `status` tells it, and the next one makes up for it.
+pub fn note_failure(state: &mut State, error: Option<&anyhow::Error>) {
+    const BROKEN_OFF: &str = "not everything is true that was asked for, and it is tried again: ";
+    let Some(error) = error else { return };
+    state.unfinished = true;
+    state.warnings.retain(|warning| !warning.starts_with(BROKEN_OFF));
+    state.warnings.push(format!("{BROKEN_OFF}{error:#}"));
 }
 
 /// The first half of [`reconcile`]: the quiet room, and maps.
@@ -85,6 +99,7 @@ pub fn fill(
 ) -> Result<Plan> {
     // Refuse what cannot be before anything is touched.
     let outline = plan::plan(state, facts, &Circumstances::default())?;
+    limits::check(tables, &outline)?;
     let (now, boot) = (crate::forwards::now(), crate::forwards::boot_now()?);
     done.forwards.extend(crate::forwards::drop_expired(state, now, boot));
     let directory = |state: &State| Directory::gather(state, facts, tables);
@@ -108,9 +123,11 @@ pub fn fill(
     }
     settings::settle(instance, tables, state)?;
     let moved = settle_maps(tables, state, &plan, facts, done)?;
-    let leases = leases::settle(tables, &plan, facts, &Directory::given(state, facts))?;
-    stations::settle(tables, &plan, facts)?;
-    if moved || leases {
+    let (leases, full) = leases::settle(tables, &plan, facts, &Directory::given(state, facts))?;
+    plan.warnings.extend(full);
+    plan.warnings.extend(stations::settle(tables, &plan, facts)?);
+    // A reconcile that was broken off may have written maps, and then told no flow.
+    if moved || leases || state.unfinished {
         tables.bump_generation()?;
     }
     Ok(plan)
@@ -157,6 +174,7 @@ pub async fn attach(
     if done.failures.is_empty() && heritage::finish(instance, &Edition::this())? {
         done.changes.push("took over flows and mappings into the maps of this version".to_owned());
     }
+    state.unfinished = false;
     Ok(())
 }
 
@@ -253,7 +271,7 @@ fn settle_maps(
         }
     })?);
     let lists = access::settle(tables, plan)?;
-    let has_lists = !lists.is_empty();
+    let has_lists = !lists.is_empty() || state.unfinished;
     note(lists);
     note(settle(&tables.bridge_port, &plan.bridge_port, |index, value| {
         let name = facts.name_of(*index);

@@ -6,12 +6,7 @@
 //!
 //! What was claimed between the last writing and a loss without `down` is not known.
 
-use std::{
-    fs::{self, DirBuilder, File, OpenOptions},
-    io::{self, Write as _},
-    os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _},
-    time::Duration,
-};
+use std::{fs, io, time::Duration};
 
 use anyhow::{Context as _, Result};
 use bytemuck::{Pod, Zeroable};
@@ -22,7 +17,7 @@ use vmnat_common::{
     port_range::pool_bit,
 };
 
-use crate::{forwards::now, paths::Instance, tables::Tables};
+use crate::{forwards::now, paths::Instance, tables::Tables, whole_file::Staged};
 
 /// What the file begins with.
 const MAGIC: [u8; 8] = *b"vmnatmap";
@@ -147,25 +142,12 @@ impl Snapshot {
     /// # Errors
     /// What the file system answers.
     pub fn save(&self, instance: &Instance, is_last: bool) -> Result<()> {
-        let (path, folder) = (instance.mappings(), instance.library());
+        let path = instance.mappings();
         if self.records.is_empty() && !path.exists() {
             return Ok(());
         }
-        let temporary = path.with_extension("next");
-        let write = || -> Result<()> {
-            DirBuilder::new().recursive(true).mode(0o700).create(&folder)?;
-            let mut options = OpenOptions::new();
-            let mut file = options.create(true).truncate(true).write(true).mode(0o600).open(&temporary)?;
-            file.write_all(&self.bytes(now(), is_last))?;
-            file.sync_all()?;
-            fs::rename(&temporary, &path)?;
-            Ok(File::open(&folder)?.sync_all()?)
-        };
-        let written = write().with_context(|| format!("write {}", path.display()));
-        if written.is_err() {
-            let _ = fs::remove_file(&temporary);
-        }
-        written
+        let staged = Staged::bytes(&path, &self.bytes(now(), is_last));
+        staged.with_context(|| format!("write {}", path.display()))?.commit()
     }
 
     /// How long the next writing may wait.

@@ -22,7 +22,7 @@ use ipnet::Ipv4Net;
 use serde::{Deserialize, Serialize};
 
 pub use self::{
-    lock::{Lock, StagedState},
+    lock::Lock,
     records::{FilterRecord, HookMode, SysctlRecord},
     wish::{Binding, Bridge, Filtering, GuestQuotas, PoolRange},
 };
@@ -35,6 +35,7 @@ use crate::{
         store::{self, Store},
     },
     paths::Instance,
+    whole_file,
 };
 
 /// Version of the file's format.
@@ -116,6 +117,9 @@ pub struct State {
     pub reap_interval_ms: u64,
     /// What the last reconcile could not do, one sentence each.
     pub warnings: Vec<String>,
+    /// True where the last reconcile was broken off: the next one makes up for what follows from maps that it had written.
+    #[serde(default)]
+    pub unfinished: bool,
     /// True where this `up` mounted the BPF file system.
     pub mounted_bpffs: bool,
 }
@@ -154,6 +158,7 @@ impl State {
             log: String::new(),
             reap_interval_ms: 5_000,
             warnings: Vec::new(),
+            unfinished: false,
             mounted_bpffs: false,
         }
     }
@@ -227,13 +232,7 @@ pub fn find_running(instance: &Instance) -> Result<Option<State>> {
         }
         Err(error) => return Err(error).with_context(|| format!("read {}", path.display())),
     };
-    let state: State =
-        serde_json::from_str(&text).with_context(|| format!("understand {}", path.display()))?;
-    if state.version != VERSION {
-        let why = format!("version {} instead of {VERSION}", state.version);
-        return Err(Error::UnknownLayout { path, why }.into());
-    }
-    Ok(Some(state))
+    whole_file::parse(&text, VERSION).map(Some).map_err(|why| Error::UnknownLayout { path, why }.into())
 }
 
 #[cfg(test)]

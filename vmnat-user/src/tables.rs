@@ -33,7 +33,7 @@ use vmnat_common::{
 };
 
 pub(crate) use self::table::not_a_map;
-pub use self::table::{Batches, Table};
+pub use self::table::{Batches, Table, unless_full};
 use crate::{
     dataplane::{heritage, map, program},
     error::Error,

@@ -4,6 +4,7 @@ use std::{fs, io::ErrorKind, path::PathBuf, process::Command};
 
 use anyhow::{Context as _, Result, ensure};
 use clap::{Parser, ValueEnum};
+use serde_json::Value;
 
 use crate::{
     check::{CHECKS, Check},
@@ -147,14 +148,22 @@ pub fn run(args: &Args) -> Result<()> {
 fn netns_program() -> Result<String> {
     let mut build = cargo(["test", "--no-run", "--message-format=json-render-diagnostics"]);
     let messages = command::output(build.args(project::LAB).args(["--test", "netns"]))?;
-    executable_among(&messages).context("cargo does not say where it has put the netns tier")
+    executable_among(&messages, "netns").context("cargo does not say where it has put the netns tier")
 }
 
-/// The last program that cargo's messages name, a JSON document a line.
-fn executable_among(messages: &str) -> Option<String> {
-    let mut named =
-        messages.lines().filter_map(|line| line.split_once("\"executable\":\"")?.1.split('"').next());
-    named.next_back().map(str::to_owned)
+/// Where a tier's program lies according to cargo's messages, a JSON document a line. They name the package's other programs
+/// too, in the order in which they were ready.
+fn executable_among(messages: &str, tier: &str) -> Option<String> {
+    let documents = messages.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok());
+    documents.filter(|said| text(said, "/target/kind/0") == Some("test")).find_map(|said| {
+        let path = text(&said, "/executable")?;
+        (text(&said, "/target/name") == Some(tier)).then(|| path.to_owned())
+    })
+}
+
+/// A string of a JSON document, by a JSON pointer (RFC 6901).
+fn text<'document>(document: &'document Value, pointer: &str) -> Option<&'document str> {
+    document.pointer(pointer).and_then(Value::as_str)
 }
 
 /// Where the hosts tier notes what it finds.
@@ -276,11 +285,21 @@ mod tests {
 
     #[test]
     fn the_tests_program_is_the_one_that_cargo_names() {
-        let messages = "{\"reason\":\"compiler-artifact\",\"executable\":null}\n\
-                        {\"reason\":\"compiler-artifact\",\"executable\":\"/t/deps/netns-1\",\"fresh\":true}\n\
-                        {\"reason\":\"build-finished\"}\n";
-        assert_eq!(executable_among(messages).as_deref(), Some("/t/deps/netns-1"));
-        assert_eq!(executable_among("{}"), None);
+        let artifact = |kind: &str, name: &str, path: &str| {
+            let target = serde_json::json!({"kind": [kind], "name": name});
+            serde_json::json!({"reason": "compiler-artifact", "target": target, "executable": path})
+                .to_string()
+        };
+        let messages = [
+            r#"{"reason":"compiler-artifact","target":{"kind":["lib"],"name":"netns"},"executable":null}"#
+                .to_owned(),
+            artifact("test", "vm", "/t/deps/vm-1"),
+            artifact("test", "netns", "/t/deps/netns-1"),
+            artifact("bin", "demo", "/t/demo"),
+            r#"{"reason":"build-finished"}"#.to_owned(),
+        ];
+        assert_eq!(executable_among(&messages.join("\n"), "netns").as_deref(), Some("/t/deps/netns-1"));
+        assert_eq!(executable_among("{}", "netns"), None);
     }
 
     #[test]

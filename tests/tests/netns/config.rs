@@ -4,6 +4,7 @@ mod apply;
 pub(crate) mod atomic;
 mod boot;
 mod faults;
+mod refused;
 mod reload;
 
 use std::{fs, path::Path};

@@ -116,6 +116,7 @@ fn a_room_that_lost_an_interface_is_made_again(hook: Hook) -> Result<()> {
         })?;
         passes(&lab, round)?;
     }
+    wait_until("all is well", Duration::from_secs(20), || Ok(lab.vmnat(&["status"])?.status.success()))?;
     lab.kill_agent()?;
     lab.host.ip("link delete vmnat-out\n")?;
     let status = String::from_utf8(lab.vmnat(&["status"])?.stdout)?;

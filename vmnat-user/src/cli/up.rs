@@ -23,7 +23,7 @@ use crate::{
     change::{self, Change},
     config::{self, Config, Source},
     dataplane,
-    error::Error,
+    error::{Error, with_remedy},
     facts::Facts,
     launch,
     leases::Directory,
@@ -165,7 +165,8 @@ pub(super) async fn start_up(
             tracing::debug!("what was begun is undone: {undone:?}");
             kept::put_back(instance, kept_before.as_ref())?;
         }
-        return Err(error);
+        let outcome = if is_first { "what was begun is undone" } else { "what ran goes on" };
+        return Err(with_remedy(error, outcome));
     }
     if args.kernel_log && !logged {
         // Another agent reads what the programs log.
@@ -205,7 +206,7 @@ async fn bring_up(
     if known.is_none() {
         state.log = launch::log_place(instance);
     }
-    let change = Change::with(instance, handle.clone(), lock, state, facts);
+    let change = Change::with(instance, handle.clone(), lock, state, facts).over(known.as_ref());
     start(instance, change, known.as_ref(), mounted).await
 }
 

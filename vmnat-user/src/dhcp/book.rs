@@ -3,20 +3,12 @@
 //! The file has dnsmasq's format (`expiry mac address name client-id`), so the directory of leases reads it as any other. It is
 //! written to a temporary file, synced and renamed before a client hears that it has an address.
 
-use std::{
-    collections::BTreeMap,
-    fmt::Write as _,
-    fs::{self, DirBuilder, File, OpenOptions},
-    io::{self, Write as _},
-    net::Ipv4Addr,
-    os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _},
-    path::Path,
-};
+use std::{collections::BTreeMap, fmt::Write as _, fs, io, net::Ipv4Addr, path::Path};
 
 use anyhow::{Context as _, Result};
 use vmnat_common::Mac;
 
-use crate::leases;
+use crate::{leases, whole_file::Staged};
 
 /// Who asks: by the identifier that it gives itself, else by its MAC (RFC 2131 section 4.2).
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -90,18 +82,8 @@ impl Book {
     /// # Errors
     /// What the file system answers; the file is as it was.
     pub fn save(&self, path: &Path) -> Result<()> {
-        let temporary = path.with_extension("leases.next");
-        let write = || -> io::Result<()> {
-            let folder = path.parent().unwrap_or(Path::new("/"));
-            DirBuilder::new().recursive(true).mode(0o700).create(folder)?;
-            let mut options = OpenOptions::new();
-            let mut file = options.create(true).truncate(true).write(true).mode(0o600).open(&temporary)?;
-            file.write_all(self.written().as_bytes())?;
-            file.sync_all()?;
-            fs::rename(&temporary, path)?;
-            File::open(folder)?.sync_all()
-        };
-        write().with_context(|| format!("write {}", path.display()))
+        let staged = Staged::bytes(path, self.written().as_bytes());
+        staged.with_context(|| format!("write {}", path.display()))?.commit()
     }
 
     /// The address that a client has or had, in one of the networks that `is_here` picks. One with an identifier is known by
@@ -193,7 +175,7 @@ mod tests {
         let path = folder.join("dhcp.leases");
         book.save(&path).unwrap();
         assert_eq!(Book::load(&path).unwrap(), book);
-        assert!(!path.with_extension("leases.next").exists());
+        assert_eq!(fs::read_dir(&folder).unwrap().count(), 1);
         fs::remove_dir_all(folder).unwrap();
         assert_eq!(Book::load(&path).unwrap(), Book::default());
     }

@@ -3,24 +3,20 @@
 //! It is written whole to a temporary file, synced and renamed, so a reader never sees half of it; and in two steps, so
 //! that a full disk is met before anything has changed. A file that cannot be understood is never written over.
 
-use std::{
-    fs::{self, DirBuilder, File, OpenOptions},
-    io::{self, Write as _},
-    os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _},
-    path::PathBuf,
-};
+use std::{fs, io};
 
 use anyhow::{Context as _, Result};
 use serde::{Deserialize, Serialize};
 
 use super::PortForward;
-use crate::{error::Error, paths::Instance};
+use crate::{
+    error::Error,
+    paths::Instance,
+    whole_file::{self, Staged},
+};
 
 /// Version of the file's format.
 const VERSION: u32 = 1;
-
-/// How a file's name ends until it is whole.
-pub const UNFINISHED: &str = "json.next";
 
 /// What the file holds.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -58,24 +54,7 @@ pub fn load(instance: &Instance) -> Result<Option<Store>> {
 }
 
 pub(crate) fn parse(text: &str) -> Result<Store, String> {
-    #[derive(Deserialize)]
-    struct Versioned {
-        version: u32,
-    }
-    // The version first: another one may have other fields.
-    let Versioned { version } = serde_json::from_str(text).map_err(|error| error.to_string())?;
-    if version != VERSION {
-        return Err(format!("its version is {version}, and this vmnat knows {VERSION}"));
-    }
-    serde_json::from_str(text).map_err(|error| error.to_string())
-}
-
-/// Content that lies on the disk and is not the file yet; it goes when this value does.
-#[derive(Debug)]
-#[must_use]
-pub struct Staged {
-    instance: Instance,
-    temporary: PathBuf,
+    whole_file::parse(text, VERSION)
 }
 
 /// Writes the content to a temporary file; none where the file holds it already.
@@ -89,47 +68,7 @@ pub fn stage(instance: &Instance, store: &Store) -> Result<Option<Staged>> {
         return Ok(None);
     }
     let path = instance.forwards();
-    let folder = instance.library();
-    DirBuilder::new()
-        .recursive(true)
-        .mode(0o700)
-        .create(&folder)
-        .with_context(|| format!("make {}", folder.display()))?;
-    let staged = Staged { instance: instance.clone(), temporary: path.with_extension(UNFINISHED) };
-    staged.write(store).with_context(|| format!("write {}", path.display()))?;
-    Ok(Some(staged))
-}
-
-impl Staged {
-    fn write(&self, store: &Store) -> Result<()> {
-        let mut options = OpenOptions::new();
-        let file = options.create(true).truncate(true).write(true).mode(0o600).open(&self.temporary)?;
-        let mut file = io::BufWriter::new(file);
-        serde_json::to_writer_pretty(&mut file, store)?;
-        file.write_all(b"\n")?;
-        file.into_inner().map_err(io::IntoInnerError::into_error)?.sync_all()?;
-        Ok(())
-    }
-
-    /// Makes it the file.
-    ///
-    /// # Errors
-    /// What the file system answers.
-    pub fn commit(self) -> Result<()> {
-        let path = self.instance.forwards();
-        let rename = || -> io::Result<()> {
-            fs::rename(&self.temporary, &path)?;
-            File::open(self.instance.library())?.sync_all()
-        };
-        rename().with_context(|| format!("write {}", path.display()))
-    }
-}
-
-impl Drop for Staged {
-    fn drop(&mut self) {
-        // Gone already where it has become the file.
-        let _ = fs::remove_file(&self.temporary);
-    }
+    Staged::document(&path, store).map(Some).with_context(|| format!("write {}", path.display()))
 }
 
 #[cfg(test)]

@@ -6,9 +6,12 @@
 //! somebody else uses such an address, a strict network gives it to the holder at once; any other waits until the holder itself
 //! claims it, because the file may be the one that errs.
 
-use std::collections::{HashMap, HashSet};
+use std::{
+    collections::{HashMap, HashSet},
+    io,
+};
 
-use anyhow::Result;
+use anyhow::{Context as _, Result};
 use vmnat_common::{
     Address,
     lease::{Lease, LeaseFlags},
@@ -18,13 +21,25 @@ use crate::{
     facts::Facts,
     leases::{Directory, LeaseFact},
     plan::Plan,
-    tables::Tables,
+    tables::{Tables, unless_full},
 };
 
 const BINDING: u16 = LeaseFlags::BOUND | LeaseFlags::PORT_BOUND;
 
-/// Binds what was given, fills gaps and forgets what is gone; true when a known lease has changed.
-pub(super) fn settle(tables: &Tables, plan: &Plan, facts: &Facts, directory: &Directory) -> Result<bool> {
+/// Binds what was given, fills gaps and forgets what is gone; true when a known lease has changed. Tells where not all of them fit,
+/// which guests can bring about with addresses that they make up, and which is no reason to leave all else undone.
+pub(super) fn settle(
+    tables: &Tables,
+    plan: &Plan,
+    facts: &Facts,
+    directory: &Directory,
+) -> Result<(bool, Option<String>)> {
+    let mut left_out = 0_usize;
+    let mut count = |stored: io::Result<bool>| -> Result<bool> {
+        let stored = unless_full(stored).context("write a lease")?;
+        left_out = left_out.saturating_add(usize::from(stored.is_none()));
+        Ok(stored.unwrap_or(false))
+    };
     let stamp = tables.clock()?.stamp();
     let mut holders: HashMap<Address, Lease> =
         directory.holders().filter_map(|fact| held(fact, plan, facts, stamp)).collect();
@@ -52,22 +67,27 @@ pub(super) fn settle(tables: &Tables, plan: &Plan, facts: &Facts, directory: &Di
             continue;
         };
         if wanted != lease {
-            tables.lease.set(&address, &wanted)?;
-            changed = true;
+            changed |= count(tables.lease.set(&address, &wanted).map(|()| true))?;
         }
     }
     // Who was not seen is not there, but its address is its own.
     for (address, holder) in holders {
         known.insert(address);
-        changed |= tables.lease.insert(&address, &holder)?;
+        changed |= count(tables.lease.insert(&address, &holder))?;
     }
     for (address, lease) in neighbours(plan, facts) {
         if !known.contains(&address) {
             let lease = Lease { last_seen: stamp, ..with_port(lease, facts) };
-            tables.lease.insert(&address, &lease)?;
+            count(tables.lease.insert(&address, &lease))?;
         }
     }
-    Ok(changed)
+    let most = tables.lease.capacity();
+    let full = (left_out > 0).then(|| {
+        format!(
+            "{left_out} leases do not fit the {most} that are remembered: those addresses are bound to nobody"
+        )
+    });
+    Ok((changed, full))
 }
 
 /// The kernel's entry of an address that was given to a guest of a network.

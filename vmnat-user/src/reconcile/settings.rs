@@ -55,7 +55,7 @@ fn settle_pool(tables: &Tables, state: &State) -> Result<host_ports::Pool> {
     let pool = pool(state)?;
     for (index, word) in (0_u32..).zip(pool.words.iter()) {
         if tables.port_pool.get(&index)? != Some(*word) {
-            tables.port_pool.set(&index, word)?;
+            tables.port_pool.set(&index, word).context("write the port pool")?;
         }
     }
     Ok(pool)

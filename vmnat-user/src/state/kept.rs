@@ -4,19 +4,19 @@
 //! line have a file of their own, which outlives `down` too ([`crate::forwards::store`]). What the operator's files said last
 //! is part of the wish: it holds over a reboot where the files cannot be read again ([`crate::config::renew_kept`]).
 
-use std::{
-    fs::{self, DirBuilder, File, OpenOptions},
-    io::{self, Write as _},
-    os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _},
-    path::PathBuf,
-};
+use std::{fs, io};
 
 use anyhow::{Context as _, Result};
 use serde::{Deserialize, Serialize};
 use tracing::warn;
 
 use super::{HookMode, State};
-use crate::{config::FileLayer, error::Error, forwards::store::UNFINISHED, paths::Instance};
+use crate::{
+    config::FileLayer,
+    error::Error,
+    paths::Instance,
+    whole_file::{self, Staged},
+};
 
 /// Version of the file's format.
 const VERSION: u32 = 1;
@@ -67,6 +67,7 @@ impl Kept {
             qdiscs: _,
             log: _,
             warnings: _,
+            unfinished: _,
             mounted_bpffs: _,
         } = state.clone();
         // The files can ask for a hook mode too, the kernel's own as well.
@@ -120,24 +121,7 @@ pub fn load(instance: &Instance) -> Result<Option<Kept>> {
 }
 
 fn parse(text: &str) -> Result<Kept, String> {
-    #[derive(Deserialize)]
-    struct Versioned {
-        version: u32,
-    }
-    // The version first: another one may have other fields.
-    let Versioned { version } = serde_json::from_str(text).map_err(|error| error.to_string())?;
-    if version != VERSION {
-        return Err(format!("its version is {version}, and this vmnat knows {VERSION}"));
-    }
-    serde_json::from_str(text).map_err(|error| error.to_string())
-}
-
-/// A wish that lies on the disk and is not kept yet; it goes when this value does.
-#[derive(Debug)]
-#[must_use]
-pub struct StagedWish {
-    temporary: PathBuf,
-    path: PathBuf,
+    whole_file::parse(text, VERSION)
 }
 
 /// Writes a wish beside its file; none where that very one is kept already. Where nothing can be kept, because the file system
@@ -145,60 +129,28 @@ pub struct StagedWish {
 ///
 /// # Errors
 /// What the file system answers otherwise; the file is as it was.
-pub(super) fn stage(instance: &Instance, wish: &Kept) -> Result<Option<StagedWish>> {
+pub(super) fn stage(instance: &Instance, wish: &Kept) -> Result<Option<Staged>> {
     // What cannot be read is replaced.
     if load(instance).is_ok_and(|known| known.as_ref() == Some(wish)) {
         return Ok(None);
     }
     let path = instance.wish();
-    let staged = StagedWish { temporary: path.with_extension(UNFINISHED), path };
-    match staged.write(instance, wish) {
-        Ok(()) => Ok(Some(staged)),
+    match Staged::document(&path, wish) {
+        Ok(staged) => Ok(Some(staged)),
         Err(error) if error.kind() == io::ErrorKind::ReadOnlyFilesystem => {
             warn!("a reboot will not bring this back: {} is read-only", instance.library().display());
             Ok(None)
         }
-        Err(error) => Err(error).with_context(|| format!("write {}", staged.path.display())),
+        Err(error) => Err(error).with_context(|| format!("write {}", path.display())),
     }
 }
 
 /// Keeps a wish.
 ///
 /// # Errors
-/// As [`stage`] and [`StagedWish::commit`].
+/// As [`stage`] and [`Staged::commit`].
 pub(super) fn save(instance: &Instance, wish: &Kept) -> Result<()> {
-    stage(instance, wish)?.map_or(Ok(()), StagedWish::commit)
-}
-
-impl StagedWish {
-    fn write(&self, instance: &Instance, wish: &Kept) -> io::Result<()> {
-        DirBuilder::new().recursive(true).mode(0o700).create(instance.library())?;
-        let mut options = OpenOptions::new();
-        let file = options.create(true).truncate(true).write(true).mode(0o600).open(&self.temporary)?;
-        let mut file = io::BufWriter::new(file);
-        serde_json::to_writer_pretty(&mut file, wish)?;
-        file.write_all(b"\n")?;
-        file.into_inner().map_err(io::IntoInnerError::into_error)?.sync_all()
-    }
-
-    /// Makes it the file.
-    ///
-    /// # Errors
-    /// What the file system answers.
-    pub fn commit(self) -> Result<()> {
-        let rename = || -> io::Result<()> {
-            fs::rename(&self.temporary, &self.path)?;
-            self.path.parent().map_or(Ok(()), |folder| File::open(folder)?.sync_all())
-        };
-        rename().with_context(|| format!("write {}", self.path.display()))
-    }
-}
-
-impl Drop for StagedWish {
-    fn drop(&mut self) {
-        // Gone already where it has become the file.
-        let _ = fs::remove_file(&self.temporary);
-    }
+    stage(instance, wish)?.map_or(Ok(()), Staged::commit)
 }
 
 /// Puts back what was kept before; nothing where nothing was.

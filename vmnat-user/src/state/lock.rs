@@ -2,9 +2,8 @@
 
 use std::{
     fs::{self, File, OpenOptions},
-    io::{self, Write as _},
+    io,
     os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _},
-    path::PathBuf,
     time::{Duration, Instant},
 };
 
@@ -13,14 +12,15 @@ use nix::fcntl::{Flock, FlockArg};
 
 use super::{
     State,
-    kept::{self, Kept, StagedWish},
+    kept::{self, Kept},
 };
 use crate::{
     agent,
     error::Error,
-    forwards::store::{self, Staged, UNFINISHED},
+    forwards::store,
     link,
     paths::Instance,
+    whole_file::{self, Staged},
 };
 
 /// How long a command waits for another one to finish.
@@ -82,7 +82,7 @@ impl Lock {
             Ok(file) if is_current(&file, &path) => {
                 // What a holder that was killed has not finished.
                 for file in [instance.state(), instance.forwards(), instance.wish()] {
-                    let _ = fs::remove_file(file.with_extension(UNFINISHED));
+                    whole_file::forget_unfinished(&file);
                 }
                 Ok(Some(Self { _file: file, instance: instance.clone() }))
             }
@@ -104,7 +104,7 @@ impl Lock {
     ///
     /// # Errors
     /// What the file system answers; the file is as it was.
-    pub fn stage_wish(&self, state: &State) -> Result<Option<StagedWish>> {
+    pub fn stage_wish(&self, state: &State) -> Result<Option<Staged>> {
         kept::stage(&self.instance, &Kept::of(state, link::kernel_mode()))
     }
 
@@ -117,7 +117,7 @@ impl Lock {
         let (store, wish) = (self.stage(state)?, self.stage_wish(state)?);
         let running = self.stage_running(state)?;
         store.map_or(Ok(()), Staged::commit)?;
-        wish.map_or(Ok(()), StagedWish::commit)?;
+        wish.map_or(Ok(()), Staged::commit)?;
         running.commit()
     }
 
@@ -148,15 +148,13 @@ impl Lock {
     ///
     /// # Errors
     /// What the file system answers; the file is as it was.
-    pub fn stage_running(&self, state: &State) -> Result<StagedState> {
+    pub fn stage_running(&self, state: &State) -> Result<Staged> {
         self.write_running(&state.divide().1)
     }
 
-    fn write_running(&self, state: &State) -> Result<StagedState> {
+    fn write_running(&self, state: &State) -> Result<Staged> {
         let path = self.instance.state();
-        let staged = StagedState { temporary: path.with_extension(UNFINISHED), path };
-        staged.write(state).with_context(|| format!("write {}", staged.path.display()))?;
-        Ok(staged)
+        Staged::document(&path, state).with_context(|| format!("write {}", path.display()))
     }
 
     /// Removes everything that the instance keeps in `/run`, the lock last.
@@ -168,45 +166,6 @@ impl Lock {
         // Another instance may live there, or the directory may be a mount (a container's volume).
         let _ = fs::remove_dir(crate::paths::RUN);
         Ok(())
-    }
-}
-
-/// A state that lies on the disk and is not the file yet; it goes when this value does.
-#[derive(Debug)]
-#[must_use]
-pub struct StagedState {
-    temporary: PathBuf,
-    path: PathBuf,
-}
-
-impl StagedState {
-    fn write(&self, state: &State) -> Result<()> {
-        let mut options = OpenOptions::new();
-        let file = options.create(true).truncate(true).write(true).mode(0o600).open(&self.temporary)?;
-        let mut file = io::BufWriter::new(file);
-        serde_json::to_writer_pretty(&mut file, state)?;
-        file.write_all(b"\n")?;
-        file.into_inner().map_err(io::IntoInnerError::into_error)?.sync_all()?;
-        Ok(())
-    }
-
-    /// Makes it the file.
-    ///
-    /// # Errors
-    /// What the file system answers.
-    pub fn commit(self) -> Result<()> {
-        let rename = || -> io::Result<()> {
-            fs::rename(&self.temporary, &self.path)?;
-            self.path.parent().map_or(Ok(()), |folder| File::open(folder)?.sync_all())
-        };
-        rename().with_context(|| format!("write {}", self.path.display()))
-    }
-}
-
-impl Drop for StagedState {
-    fn drop(&mut self) {
-        // Gone already where it has become the file.
-        let _ = fs::remove_file(&self.temporary);
     }
 }
 

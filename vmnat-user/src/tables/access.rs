@@ -1,7 +1,7 @@
 //! Access lists: the two banks of ranges, and the prefixes that lead to them.
 //!
-//! New ranges are written to the bank that no prefix leads to. Then the prefixes are turned over to it one by one, each in one
-//! store, and those that are no more go last: every call is judged by the old lists or by the new ones.
+//! New ranges are written where no prefix leads to: there is room for two sets. Then the prefixes are turned over to them one by
+//! one, each in one store, and those that are no more go last: every call is judged by the old lists or by the new ones.
 
 use std::collections::BTreeMap;
 
@@ -26,14 +26,29 @@ impl Tables {
         Ok(lists)
     }
 
+    /// The prefixes that have a list.
+    ///
+    /// # Errors
+    /// What the kernel answers.
+    pub fn access_prefixes(&self) -> Result<Vec<AccessKey>> {
+        let entries = self.access.entries().context("read the access lists")?;
+        Ok(entries.into_iter().map(|(key, _)| key).collect())
+    }
+
+    /// How many prefixes may have a list.
+    #[must_use]
+    pub const fn most_access_prefixes(&self) -> u32 {
+        self.access.capacity()
+    }
+
     /// Replaces the access lists.
     ///
     /// # Errors
     /// What the kernel answers; the lists then are partly the old ones.
     pub fn set_access(&self, lists: &BTreeMap<AccessKey, Vec<AccessRange>>) -> Result<()> {
         let present = self.access.entries().context("read the access lists")?;
-        let in_second = present.iter().any(|(_, list)| list.count > 0 && list.first >= BANK);
-        let mut next = if in_second { 0 } else { BANK };
+        let taken = present.iter().map(|(_, list)| (list.first, list.count)).collect();
+        let mut next = first_gap(taken, lists.values().map(Vec::len).sum());
         let (mut indices, mut ranges, mut places) = (Vec::new(), Vec::new(), Vec::new());
         for (key, list) in lists {
             let first = next;
@@ -54,5 +69,35 @@ impl Tables {
             self.access.remove(key).context("remove an access list")?;
         }
         Ok(())
+    }
+}
+
+/// Where so many ranges have room beside those that some prefix leads to. That is the other bank, or what is left of both where a
+/// change was broken off between two prefixes; nowhere, and then the second bank is written over.
+fn first_gap(mut taken: Vec<(u32, u32)>, wanted: usize) -> u32 {
+    let wanted = u32::try_from(wanted).unwrap_or(u32::MAX);
+    taken.retain(|(_, count)| *count > 0);
+    taken.sort_unstable();
+    let mut free = 0;
+    for (first, count) in taken {
+        if first.saturating_sub(free) >= wanted {
+            return free;
+        }
+        free = free.max(first.saturating_add(count));
+    }
+    if (2 * BANK).saturating_sub(free) >= wanted { free } else { BANK }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ranges_in_use_are_not_written_over() {
+        assert_eq!(first_gap(vec![], 5), 0);
+        assert_eq!(first_gap(vec![(0, 4), (4, 0), (4, 2)], 5), 6);
+        assert_eq!(first_gap(vec![(9, 2), (0, 4)], 5), 4);
+        assert_eq!(first_gap(vec![(9, 2), (0, 4)], 6), 11);
+        assert_eq!(first_gap(vec![(3, BANK)], usize::try_from(BANK).unwrap()), BANK);
     }
 }

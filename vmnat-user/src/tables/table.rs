@@ -26,6 +26,18 @@ pub(crate) fn not_a_map(pin: &Path, error: &io::Error) -> anyhow::Error {
     Error::UnknownLayout { path: pin.to_owned(), why }.into()
 }
 
+/// What storing into a map has come to; none where the map is full.
+///
+/// # Errors
+/// Any other answer of the kernel.
+pub fn unless_full<T>(stored: io::Result<T>) -> io::Result<Option<T>> {
+    match stored {
+        Ok(stored) => Ok(Some(stored)),
+        Err(error) if error.raw_os_error() == Some(libc::E2BIG) => Ok(None),
+        Err(error) => Err(error),
+    }
+}
+
 /// Entries read at a time.
 const BATCH: u32 = 4096;
 

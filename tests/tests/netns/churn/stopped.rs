@@ -1,15 +1,15 @@
 //! The agent is stopped, the wall clock jumps, and rights are missing: guests go on, and commands say what is wrong.
 
 use std::{
-    thread,
+    fs, thread,
     time::{Duration, Instant},
 };
 
 use anyhow::{Result, ensure};
 use nix::sys::signal::{Signal, kill};
-use vmnat_tests::lab::{EXTERNAL, Lab, client, guest_address, traffic::Traffic, vmnat::Hook};
+use vmnat_tests::lab::{EXTERNAL, Lab, client, guest_address, traffic::Traffic, vmnat::Hook, wait_until};
 
-use super::heals;
+use super::{PATIENCE, heals};
 
 /// How long the agent is stopped; `VMNAT_STOPPED_SECONDS` says otherwise.
 fn stopped_for() -> Duration {
@@ -26,6 +26,10 @@ fn a_stopped_agent_is_told_and_guests_do_not_notice() -> Result<()> {
     let traffic = Traffic::start(&lab)?;
     let agent = lab.agent()?;
     kill(agent, Signal::SIGSTOP)?;
+    // It stops where it next leaves the kernel.
+    wait_until("the agent to stop", PATIENCE, || {
+        Ok(fs::read_to_string(format!("/proc/{agent}/stat"))?.contains(") T "))
+    })?;
     let since = Instant::now();
     let mut slowest = Duration::ZERO;
     while since.elapsed() < stopped_for() {
