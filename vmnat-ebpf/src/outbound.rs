@@ -68,7 +68,7 @@ fn translate(ctx: &TcContext) -> Result<Outcome, Outcome> {
                     if let Err(reason) = open(ctx, &packet, port) {
                         return Err(room::refuse(ctx, &packet, reason));
                     }
-                    session::opened(&packet.key)?
+                    session::find(&packet.key)?.ok_or(Outcome::StaleFlow)?
                 }
             }
         }

@@ -9,7 +9,6 @@ use vmnat_common::{
     Address, Outcome,
     quota::{Bucket, Guest, ROOM},
     session::{Flags, Session},
-    settings::Settings,
     tcp_state::flag,
 };
 
@@ -31,30 +30,12 @@ pub fn take(guest: Address, tcp_flags: u8) -> Result<(), Outcome> {
 fn checked(guest: Address, is_half_open: bool, counts: bool) -> Result<(), Outcome> {
     let settings = settings::get()?;
     let Some(own) = of(guest) else { return Ok(()) };
-    if !counts {
-        return judged(own, settings, is_half_open, 0);
-    }
-    // Counted before it is compared: CPUs that open for one guest take the line from each other once a flow, not twice.
-    count_on(own, is_half_open, 1);
-    let judged = judged(own, settings, is_half_open, 1);
-    if judged.is_err() {
-        count_on(own, is_half_open, -1);
-    }
-    judged
-}
-
-/// Compares what the guest has with its quotas; `counted` of it is the flow in question.
-#[inline(always)]
-fn judged(own: &mut Guest, settings: &Settings, is_half_open: bool, counted: i32) -> Result<(), Outcome> {
-    let quotas = &settings.quotas;
-    if quotas.flows != 0 && own.flows.wrapping_sub(counted) >= quotas.flows.cast_signed() {
+    let quotas = settings.quotas;
+    if quotas.flows != 0 && own.flows >= quotas.flows.cast_signed() {
         own.refused_flows = own.refused_flows.wrapping_add(1);
         return Err(Outcome::FlowQuota);
     }
-    if is_half_open
-        && quotas.half_open != 0
-        && own.half_open.wrapping_sub(counted) >= quotas.half_open.cast_signed()
-    {
+    if is_half_open && quotas.half_open != 0 && own.half_open >= quotas.half_open.cast_signed() {
         own.refused_half_open = own.refused_half_open.wrapping_add(1);
         return Err(Outcome::HalfOpenQuota);
     }
@@ -62,6 +43,9 @@ fn judged(own: &mut Guest, settings: &Settings, is_half_open: bool, counted: i32
     if !own.opening.take(bucket, settings::jiffies() as u32, settings.hertz) {
         own.refused_rate = own.refused_rate.wrapping_add(1);
         return Err(Outcome::RateQuota);
+    }
+    if counts {
+        count_on(own, is_half_open, 1);
     }
     Ok(())
 }

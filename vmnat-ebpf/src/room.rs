@@ -119,7 +119,7 @@ pub fn outward(ctx: &TcContext) -> Result<Outcome, Outcome> {
     } else {
         judge(ctx, &mut packet)?;
         outbound::open(ctx, &packet, bridge_of(packet.key.source)?)?;
-        session::opened(&packet.key)?
+        session::find(&packet.key)?.ok_or(Outcome::StaleFlow)?
     };
     session::touch(ctx, session, &packet, settings::jiffies());
     if packet.is_fragment() {

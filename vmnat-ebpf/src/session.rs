@@ -85,8 +85,6 @@ pub struct Draft {
     half: Session,
     /// The way that was found for the packet.
     way: Way,
-    /// Not zero where `half` is what was inserted for the packet of this visit, with that packet counted.
-    serves: u32,
 }
 
 /// This CPU's draft.
@@ -103,14 +101,6 @@ fn draft() -> Result<&'static mut Draft, Outcome> {
 pub fn note_way(way: &Way) -> Result<(), Outcome> {
     draft()?.way = *way;
     Ok(())
-}
-
-/// The session that [`open`] has just opened: where this CPU did and it leads out by an uplink, what was inserted, which is still at
-/// hand and spares a look-up. What is written to that is lost; its packet was counted before.
-#[inline(always)]
-pub fn opened(key: &FlowKey) -> Result<&'static mut Session, Outcome> {
-    let draft = draft()?;
-    if draft.serves == 0 { find(key)?.ok_or(Outcome::StaleFlow) } else { Ok(&mut draft.half) }
 }
 
 /// Opens the session of a guest's packet, whose way was noted. Called from the program itself, beside the judgement: the
@@ -323,10 +313,9 @@ struct Opening<'a> {
 fn insert(opening: &Opening<'_>) -> Result<(), Outcome> {
     let (key, external) = (&opening.packet.key, opening.external);
     let reverse = key.reverse(external);
-    let Draft { half, serves, .. } = draft()?;
-    *serves = 0;
-    write_inbound(half, opening, &reverse);
-    let inserted = match put(&reverse, half) {
+    let draft = &mut draft()?.half;
+    write_inbound(draft, opening, &reverse);
+    let inserted = match put(&reverse, draft) {
         Ok(()) => true,
         // Its own uplink entry, from another CPU's race or a removal in progress, serves as well.
         Err(EEXIST) if rewritten(&reverse) == Some(key.source_endpoint()) => false,
@@ -335,9 +324,8 @@ fn insert(opening: &Opening<'_>) -> Result<(), Outcome> {
             return Err(refusal(error));
         }
     };
-    write_outbound(half, opening);
-    let Err(error) = put(key, half) else {
-        *serves = half.packets as u32;
+    write_outbound(draft, opening);
+    let Err(error) = put(key, draft) else {
         return Ok(());
     };
     // When another CPU opened this flow, ours gives way, unless both chose the same endpoint.
@@ -398,12 +386,6 @@ fn write_outbound(half: &mut Session, opening: &Opening<'_>) {
     half.destination_mac = packet.stations.destination;
     half.source_mac = packet.stations.source;
     half.mtu = way.mtu;
-    // What turns round drafts another session, and what is too large has not gone this way.
-    if flags & Flags::HAIRPIN == 0 && packet.size <= u32::from(way.mtu) {
-        half.packets = 1;
-        half.bytes = u64::from(parse::bytes(ctx));
-        half.tcp_seen = tcp_state::observe(half.tcp_seen, packet.tcp_flags);
-    }
 }
 
 #[inline(always)]

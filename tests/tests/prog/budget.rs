@@ -17,8 +17,8 @@ use super::rig;
 /// Instructions that the verifier may walk for each program. Kernels stop at a million; the budget is what was measured on
 /// 6.18, and half as much again for other kernels.
 const VERIFIED: [(&str, u32); 12] = [
-    ("outbound_port", 320_000),
-    ("outbound_bridge", 320_000),
+    ("outbound_port", 150_000),
+    ("outbound_bridge", 150_000),
     ("inbound", 20_000),
     ("inbound_bare", 26_000),
     ("inbound_port", 20_000),
