@@ -96,15 +96,19 @@ pub fn admit(ctx: &TcContext, packet: &Packet, port: &BridgePort) -> Result<(), 
     // SAFETY: the kernel keeps the element readable and writable for the program's run. A stale answer sends one packet to the
     // wrong port of the same bridge.
     let lease = unsafe { &mut *lease };
-    if is_anothers(lease, mac) || is_barred(lease, in_if) {
+    if is_barred(lease, in_if) {
         return Err(Outcome::SpoofedSource);
     }
-    let moved = in_if != 0 && lease.port != in_if && bridge::is_direct(lease.port);
-    if (moved || lease.mac != mac) && (lease.mac == mac || neighbour(ctx, packet, port) != mac) {
+    let is_holder = lease.mac == mac;
+    if is_holder {
+        if in_if != 0 && lease.port != in_if && bridge::is_direct(lease.port) {
+            return Err(Outcome::SpoofedSource);
+        }
+    } else if is_anothers(lease, mac) || neighbour(ctx, packet, port) != mac {
         return Err(Outcome::SpoofedSource);
     }
     let known_port = if in_if == 0 { lease.port } else { in_if };
-    if lease.mac != mac || lease.port != known_port || lease.bridge != port.bridge {
+    if !is_holder || lease.port != known_port || lease.bridge != port.bridge {
         learn(address, mac, known_port, port.bridge);
         if known_port != 0 {
             bridge::learn(port.bridge, mac, known_port);

@@ -58,12 +58,15 @@ fn translate(ctx: &TcContext) -> Result<Outcome, Outcome> {
         Some(session) if session::is_current(ctx, &packet, session, epoch) => session,
         mut found => {
             let port = bridge::port_of(ctx)?;
-            let stands = match judge(ctx, &packet, port, found.as_deref_mut()) {
-                Ok(stands) => stands,
+            let judged = match judge(ctx, &packet, port, found.as_deref_mut()) {
+                Ok(Judged::Fragment) => return Err(room::send_guests(ctx, &packet, Outcome::Fragment)),
+                Ok(Judged::Error) => return Err(answer(ctx, &packet)),
+                Ok(Judged::ErrorToHost) => return Err(answer_or_host(ctx, &packet)),
+                Ok(judged) => judged,
                 Err(reason) => return Err(refused(ctx, &packet, reason)),
             };
             match found {
-                Some(session) if stands => session,
+                Some(session) if judged == Judged::Stands => session,
                 _ => {
                     if let Err(reason) = open(ctx, &packet, port) {
                         return Err(room::refuse(ctx, &packet, reason));
@@ -91,15 +94,30 @@ fn translate(ctx: &TcContext) -> Result<Outcome, Outcome> {
     Ok(Outcome::TranslatedOutbound)
 }
 
-/// Decides about a packet without a valid session. True when the `known` one stands; false when one may be opened by the way
-/// that was noted.
+/// What a guest's packet without a valid session is, whose sender and way are in order. What each takes is done where the judgement is
+/// over: within it, the verifier would walk that for each of the ways there.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Judged {
+    /// One of the session that is known, and stands.
+    Stands,
+    /// One that may open a session, by the way that was noted.
+    Opens,
+    /// A fragment that came before the one that tells whose it is.
+    Fragment,
+    /// An ICMP error.
+    Error,
+    /// An ICMP error to the host, about a packet that turned round there or about the host's own.
+    ErrorToHost,
+}
+
+/// Decides about a packet without a valid session.
 #[inline(never)]
 fn judge(
     ctx: &TcContext,
     packet: &Packet,
     port: &BridgePort,
     known: Option<&mut Session>,
-) -> Result<bool, Outcome> {
+) -> Result<Judged, Outcome> {
     if lease::is_strict(port) {
         lease::hold(ctx, packet, port)?;
     }
@@ -114,11 +132,12 @@ fn judge(
     }
     let is_error = icmp::is_error(packet);
     let turns = hairpin::concerns(packet, known.as_deref());
-    let mut way = hairpin::way(packet, port, known.as_deref());
+    let way = session::way()?;
+    *way = hairpin::way(packet, port, known.as_deref());
     let mut is_hosts = false;
     if turns {
         classify::check_sender(packet, port)?;
-    } else if let Err(reason) = classify::way_out(ctx, packet, port, &mut way) {
+    } else if let Err(reason) = classify::way_out(ctx, packet, port, way) {
         // An error to the host itself may be about a packet that turned round there.
         is_hosts = is_error && reason == Outcome::ToHost && classify::check_sender(packet, port).is_ok();
         if !is_hosts {
@@ -128,7 +147,7 @@ fn judge(
             if is_answer {
                 classify::check_sender(packet, port)?;
             } else {
-                access::elsewhere(packet, port, reason, &mut way)?;
+                access::elsewhere(packet, port, reason, way)?;
             }
         }
     }
@@ -140,14 +159,10 @@ fn judge(
     }
     lease::admit(ctx, packet, port)?;
     if packet.tracked == Err(Outcome::Fragment) {
-        return Err(room::send_guests(ctx, packet, Outcome::Fragment));
+        return Ok(Judged::Fragment);
     }
     if is_error {
-        return Err(match answer(ctx, packet) {
-            // About a conversation with the host itself.
-            Outcome::ErrorWithoutFlow if is_hosts => Outcome::ToHost,
-            outcome => outcome,
-        });
+        return Ok(if is_hosts { Judged::ErrorToHost } else { Judged::Error });
     }
     // An answer is no call.
     let answers = known.as_deref().is_some_and(|known| known.has(Flags::FORWARDED));
@@ -155,12 +170,11 @@ fn judge(
         access::may_call(packet, port, way.address == packet.key.source)?;
     }
     if let Some(session) = known
-        && session::renew(ctx, packet, session, port, &way)?
+        && session::renew(ctx, packet, session, port, way)?
     {
-        return Ok(true);
+        return Ok(Judged::Stands);
     }
-    session::note_way(&way)?;
-    Ok(false)
+    Ok(Judged::Opens)
 }
 
 /// Tells the guest where it may be told, and gives the reason.
@@ -185,6 +199,16 @@ pub fn open(ctx: &TcContext, packet: &Packet, port: &BridgePort) -> Result<(), O
 fn answer(ctx: &TcContext, packet: &Packet) -> Outcome {
     let (Ok(outcome) | Err(outcome)) = icmp::outbound(ctx, packet);
     outcome
+}
+
+/// The same for one to the host itself.
+#[inline(always)]
+fn answer_or_host(ctx: &TcContext, packet: &Packet) -> Outcome {
+    match answer(ctx, packet) {
+        // About a conversation with the host itself.
+        Outcome::ErrorWithoutFlow => Outcome::ToHost,
+        outcome => outcome,
+    }
 }
 
 /// Whether the packet may take one more hop and fits the uplink. The kernel answers the guest where it can: before any

@@ -145,14 +145,14 @@ fn judge(ctx: &TcContext, packet: &mut Packet) -> Result<(), Outcome> {
     let port = bridge_of(packet.key.source)?;
     packet.stations.source = lease::of(packet.key.source).map_or(Mac::ZERO, |lease| lease.mac);
     packet.stations.destination = port.mac;
-    let mut way = hairpin::way(packet, port, None);
+    let way = session::way()?;
+    *way = hairpin::way(packet, port, None);
     if !hairpin::concerns(packet, None)
-        && let Err(reason) = classify::way_out(ctx, packet, port, &mut way)
+        && let Err(reason) = classify::way_out(ctx, packet, port, way)
     {
-        access::elsewhere(packet, port, reason, &mut way)?;
+        access::elsewhere(packet, port, reason, way)?;
     }
-    access::may_call(packet, port, way.address == packet.key.source)?;
-    session::note_way(&way)
+    access::may_call(packet, port, way.address == packet.key.source)
 }
 
 /// The bridge of a guest.

@@ -96,11 +96,11 @@ fn draft() -> Result<&'static mut Draft, Outcome> {
     Ok(unsafe { &mut *draft })
 }
 
-/// Notes the way of the packet that is being judged, for [`open`].
+/// Where the way of the packet that is being judged is noted, for [`open`]. Of what lies here the verifier knows nothing, so it walks
+/// what follows once, and not for each of the ways.
 #[inline(always)]
-pub fn note_way(way: &Way) -> Result<(), Outcome> {
-    draft()?.way = *way;
-    Ok(())
+pub fn way() -> Result<&'static mut Way, Outcome> {
+    Ok(&mut draft()?.way)
 }
 
 /// Opens the session of a guest's packet, whose way was noted. Called from the program itself, beside the judgement: the

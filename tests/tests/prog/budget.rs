@@ -26,7 +26,7 @@ const VERIFIED: [(&str, u32); 12] = [
     ("guard", 10_000),
     ("guard_bare", 10_000),
     ("room_inward", 36_000),
-    ("room_outward", 96_000),
+    ("room_outward", 60_000),
     ("reaper", 6_600),
     ("clock", 60),
 ];
