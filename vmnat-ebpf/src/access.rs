@@ -31,21 +31,21 @@ pub fn elsewhere(
     reason: Outcome,
     way: &mut WayOut,
 ) -> Result<(), Outcome> {
-    let verdict = of_call(packet, port);
-    match reason {
-        Outcome::OtherNetwork if verdict == Verdict::Allowed as u32 => {
-            classify::check_sender(packet, port)?;
-            *way = hairpin::across(packet, port);
-            Ok(())
-        }
-        Outcome::OtherRoute | Outcome::Untranslated | Outcome::ClosedExit
-            if verdict == Verdict::Denied as u32 =>
-        {
-            classify::check_sender(packet, port)?;
-            Err(Outcome::AccessDenied)
-        }
-        reason => Err(reason),
+    let opens = reason == Outcome::OtherNetwork;
+    // Before the lists are asked, also for the verifier's sake: it would walk them for each reason.
+    if !opens && !matches!(reason, Outcome::OtherRoute | Outcome::Untranslated | Outcome::ClosedExit) {
+        return Err(reason);
     }
+    let counts = if opens { Verdict::Allowed } else { Verdict::Denied };
+    if of_call(packet, port) != counts as u32 {
+        return Err(reason);
+    }
+    classify::check_sender(packet, port)?;
+    if !opens {
+        return Err(Outcome::AccessDenied);
+    }
+    *way = hairpin::across(packet, port);
+    Ok(())
 }
 
 /// Whether a guest may call whom its packet is for; across networks only what a rule opens.

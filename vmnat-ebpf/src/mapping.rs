@@ -25,13 +25,19 @@ use crate::{
 };
 
 /// Finds or claims the external endpoint of the guest's flow `key` on the address that `external` holds, and writes its
-/// port there. A mapping whose port a socket of the host holds towards this remote does not serve.
+/// port there. A mapping whose port a socket of the host holds towards this remote does not serve. The flow is counted on its
+/// mapping in advance: who then cannot open it, gives it back.
 #[inline(never)]
 pub fn find_or_claim(ctx: &TcContext, key: &FlowKey, external: &mut Endpoint) -> Result<(), Outcome> {
     let internal = MappingKey::internal(key.protocol, key.source_endpoint(), external.address);
-    if let Some(known) = of(&internal) {
-        *external = known;
-        return if is_hosts(ctx, key, known) { Err(Outcome::FlowConflict) } else { Ok(()) };
+    if let Some(known) = MAPPING.get_ptr_mut(internal) {
+        // SAFETY: as in `of`.
+        *external = unsafe { (*known).other() };
+        if is_hosts(ctx, key, *external) {
+            return Err(Outcome::FlowConflict);
+        }
+        add_flows(known, *external, 1);
+        return Ok(());
     }
     let settings = settings::get()?;
     let mut search = Search {
@@ -94,13 +100,20 @@ pub fn offer_overloaded(ctx: &TcContext, key: &FlowKey, external: &mut Endpoint)
 #[inline(always)]
 pub fn count_flow(protocol: u8, internal: Endpoint, external: Endpoint, by: i32) {
     let key = MappingKey::internal(protocol, internal, external.address);
-    let Some(mapping) = MAPPING.get_ptr_mut(key) else { return };
-    // SAFETY: the element may be replaced meanwhile; then a count is off by one, which delays or hastens the end of a
-    // mapping but never gives its port away: claims are decided by the external entry.
+    if let Some(mapping) = MAPPING.get_ptr_mut(key) {
+        add_flows(mapping, external, by);
+    }
+}
+
+#[inline(always)]
+fn add_flows(mapping: *mut Mapping, external: Endpoint, by: i32) {
+    let now = settings::jiffies() as u32;
+    // SAFETY: the pointer is the map's. The element may be replaced meanwhile; then a count is off by one, which delays or
+    // hastens the end of a mapping but never gives its port away: claims are decided by the external entry.
     unsafe {
         if (*mapping).port == external.port {
             atomic_xadd::<i32, i32, { AtomicOrdering::Relaxed }>(&raw mut (*mapping).flows, by);
-            (*mapping).last_used = settings::jiffies() as u32;
+            (*mapping).last_used = now;
         }
     }
 }
@@ -162,7 +175,7 @@ fn bind(internal: &MappingKey, external: Endpoint) -> Result<Endpoint, Outcome> 
         address: external.address,
         port: external.port,
         flags: 0,
-        flows: 0,
+        flows: 1,
         last_used: settings::jiffies() as u32,
     };
     if MAPPING.insert(internal, mapping, u64::from(BPF_NOEXIST)).is_ok() {
@@ -172,6 +185,7 @@ fn bind(internal: &MappingKey, external: Endpoint) -> Result<Endpoint, Outcome> 
     if stands != external {
         let _ = MAPPING.remove(MappingKey::external(internal.protocol, external));
     }
+    count_flow(internal.protocol, Endpoint::new(internal.address, internal.port), stands, 1);
     Ok(stands)
 }
 

@@ -6,7 +6,7 @@
 use aya_ebpf::programs::TcContext;
 use vmnat_common::{
     Outcome,
-    bridge::BridgePortFlags,
+    bridge::{BridgePort, BridgePortFlags},
     flow::Side,
     fragment::Place,
     session::{Flags, Session},
@@ -56,17 +56,23 @@ fn translate(ctx: &TcContext) -> Result<Outcome, Outcome> {
     let found = if packet.tracked.is_ok() { session::find(&packet.key)? } else { None };
     let session = match found {
         Some(session) if session::is_current(ctx, &packet, session, epoch) => session,
-        _ => {
-            if let Err(reason) = judge(ctx, &packet) {
-                return Err(refused(ctx, &packet, reason));
-            }
-            if let Some(session) = session::find(&packet.key)? {
-                session
-            } else {
-                if let Err(reason) = open(ctx, &packet) {
-                    return Err(room::refuse(ctx, &packet, reason));
+        mut found => {
+            let port = bridge::port_of(ctx)?;
+            let judged = match judge(ctx, &packet, port, found.as_deref_mut()) {
+                Ok(Judged::Fragment) => return Err(room::send_guests(ctx, &packet, Outcome::Fragment)),
+                Ok(Judged::Error) => return Err(answer(ctx, &packet)),
+                Ok(Judged::ErrorToHost) => return Err(answer_or_host(ctx, &packet)),
+                Ok(judged) => judged,
+                Err(reason) => return Err(refused(ctx, &packet, reason)),
+            };
+            match found {
+                Some(session) if judged == Judged::Stands => session,
+                _ => {
+                    if let Err(reason) = open(ctx, &packet, port) {
+                        return Err(room::refuse(ctx, &packet, reason));
+                    }
+                    session::find(&packet.key)?.ok_or(Outcome::StaleFlow)?
                 }
-                session::find(&packet.key)?.ok_or(Outcome::StaleFlow)?
             }
         }
     };
@@ -88,11 +94,30 @@ fn translate(ctx: &TcContext) -> Result<Outcome, Outcome> {
     Ok(Outcome::TranslatedOutbound)
 }
 
-/// Decides about a packet without a valid session. When it returns `Ok` there is one, or one may be opened by the way that
-/// was noted.
+/// What a guest's packet without a valid session is, whose sender and way are in order. What each takes is done where the judgement is
+/// over: within it, the verifier would walk that for each of the ways there.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Judged {
+    /// One of the session that is known, and stands.
+    Stands,
+    /// One that may open a session, by the way that was noted.
+    Opens,
+    /// A fragment that came before the one that tells whose it is.
+    Fragment,
+    /// An ICMP error.
+    Error,
+    /// An ICMP error to the host, about a packet that turned round there or about the host's own.
+    ErrorToHost,
+}
+
+/// Decides about a packet without a valid session.
 #[inline(never)]
-fn judge(ctx: &TcContext, packet: &Packet) -> Result<(), Outcome> {
-    let port = bridge::port_of(ctx)?;
+fn judge(
+    ctx: &TcContext,
+    packet: &Packet,
+    port: &BridgePort,
+    known: Option<&mut Session>,
+) -> Result<Judged, Outcome> {
     if lease::is_strict(port) {
         lease::hold(ctx, packet, port)?;
     }
@@ -106,13 +131,13 @@ fn judge(ctx: &TcContext, packet: &Packet) -> Result<(), Outcome> {
         return Err(service::lead(ctx, packet, way).unwrap_or_else(|outcome| outcome));
     }
     let is_error = icmp::is_error(packet);
-    let known = if packet.tracked.is_ok() { session::find(&packet.key)? } else { None };
     let turns = hairpin::concerns(packet, known.as_deref());
-    let mut way = hairpin::way(packet, port, known.as_deref());
+    let way = session::way()?;
+    *way = hairpin::way(packet, port, known.as_deref());
     let mut is_hosts = false;
     if turns {
         classify::check_sender(packet, port)?;
-    } else if let Err(reason) = classify::way_out(ctx, packet, port, &mut way) {
+    } else if let Err(reason) = classify::way_out(ctx, packet, port, way) {
         // An error to the host itself may be about a packet that turned round there.
         is_hosts = is_error && reason == Outcome::ToHost && classify::check_sender(packet, port).is_ok();
         if !is_hosts {
@@ -122,7 +147,7 @@ fn judge(ctx: &TcContext, packet: &Packet) -> Result<(), Outcome> {
             if is_answer {
                 classify::check_sender(packet, port)?;
             } else {
-                access::elsewhere(packet, port, reason, &mut way)?;
+                access::elsewhere(packet, port, reason, way)?;
             }
         }
     }
@@ -134,14 +159,10 @@ fn judge(ctx: &TcContext, packet: &Packet) -> Result<(), Outcome> {
     }
     lease::admit(ctx, packet, port)?;
     if packet.tracked == Err(Outcome::Fragment) {
-        return Err(room::send_guests(ctx, packet, Outcome::Fragment));
+        return Ok(Judged::Fragment);
     }
     if is_error {
-        return Err(match answer(ctx, packet) {
-            // About a conversation with the host itself.
-            Outcome::ErrorWithoutFlow if is_hosts => Outcome::ToHost,
-            outcome => outcome,
-        });
+        return Ok(if is_hosts { Judged::ErrorToHost } else { Judged::Error });
     }
     // An answer is no call.
     let answers = known.as_deref().is_some_and(|known| known.has(Flags::FORWARDED));
@@ -149,11 +170,11 @@ fn judge(ctx: &TcContext, packet: &Packet) -> Result<(), Outcome> {
         access::may_call(packet, port, way.address == packet.key.source)?;
     }
     if let Some(session) = known
-        && session::renew(ctx, packet, session, port, &way)?
+        && session::renew(ctx, packet, session, port, way)?
     {
-        return Ok(());
+        return Ok(Judged::Stands);
     }
-    session::note_way(&way)
+    Ok(Judged::Opens)
 }
 
 /// Tells the guest where it may be told, and gives the reason.
@@ -164,9 +185,13 @@ fn refused(ctx: &TcContext, packet: &Packet, reason: Outcome) -> Outcome {
 
 /// Opens the session of a packet that may have one, within its guest's quota.
 #[inline(always)]
-fn open(ctx: &TcContext, packet: &Packet) -> Result<(), Outcome> {
-    quota::check(packet.key.source, packet.tcp_flags)?;
-    session::open(ctx, packet, bridge::port_of(ctx)?)
+pub fn open(ctx: &TcContext, packet: &Packet, port: &BridgePort) -> Result<(), Outcome> {
+    quota::take(packet.key.source, packet.tcp_flags)?;
+    let opened = session::open(ctx, packet, port);
+    if opened.is_err() {
+        quota::release(packet.key.source, quota::opens_half(packet.tcp_flags) != 0);
+    }
+    opened
 }
 
 /// Sends a guest's ICMP error; a call of its own for the sake of the stack.
@@ -174,6 +199,16 @@ fn open(ctx: &TcContext, packet: &Packet) -> Result<(), Outcome> {
 fn answer(ctx: &TcContext, packet: &Packet) -> Outcome {
     let (Ok(outcome) | Err(outcome)) = icmp::outbound(ctx, packet);
     outcome
+}
+
+/// The same for one to the host itself.
+#[inline(always)]
+fn answer_or_host(ctx: &TcContext, packet: &Packet) -> Outcome {
+    match answer(ctx, packet) {
+        // About a conversation with the host itself.
+        Outcome::ErrorWithoutFlow => Outcome::ToHost,
+        outcome => outcome,
+    }
 }
 
 /// Whether the packet may take one more hop and fits the uplink. The kernel answers the guest where it can: before any

@@ -17,7 +17,7 @@ use vmnat_common::{
 use crate::{
     access, bridge, classify, forward, fragment, hairpin, icmp, lease,
     maps::{BRIDGE_PORT, NETWORK},
-    mss,
+    mss, outbound,
     parse::{self, Frame, Packet, Quote},
     quota,
     rewrite::{self, Change},
@@ -118,8 +118,7 @@ pub fn outward(ctx: &TcContext) -> Result<Outcome, Outcome> {
         session
     } else {
         judge(ctx, &mut packet)?;
-        quota::check(packet.key.source, packet.tcp_flags)?;
-        session::open(ctx, &packet, bridge_of(packet.key.source)?)?;
+        outbound::open(ctx, &packet, bridge_of(packet.key.source)?)?;
         session::find(&packet.key)?.ok_or(Outcome::StaleFlow)?
     };
     session::touch(ctx, session, &packet, settings::jiffies());
@@ -146,14 +145,14 @@ fn judge(ctx: &TcContext, packet: &mut Packet) -> Result<(), Outcome> {
     let port = bridge_of(packet.key.source)?;
     packet.stations.source = lease::of(packet.key.source).map_or(Mac::ZERO, |lease| lease.mac);
     packet.stations.destination = port.mac;
-    let mut way = hairpin::way(packet, port, None);
+    let way = session::way()?;
+    *way = hairpin::way(packet, port, None);
     if !hairpin::concerns(packet, None)
-        && let Err(reason) = classify::way_out(ctx, packet, port, &mut way)
+        && let Err(reason) = classify::way_out(ctx, packet, port, way)
     {
-        access::elsewhere(packet, port, reason, &mut way)?;
+        access::elsewhere(packet, port, reason, way)?;
     }
-    access::may_call(packet, port, way.address == packet.key.source)?;
-    session::note_way(&way)
+    access::may_call(packet, port, way.address == packet.key.source)
 }
 
 /// The bridge of a guest.

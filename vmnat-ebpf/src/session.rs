@@ -96,15 +96,16 @@ fn draft() -> Result<&'static mut Draft, Outcome> {
     Ok(unsafe { &mut *draft })
 }
 
-/// Notes the way of the packet that is being judged, for [`open`].
+/// Where the way of the packet that is being judged is noted, for [`open`]. Of what lies here the verifier knows nothing, so it walks
+/// what follows once, and not for each of the ways.
 #[inline(always)]
-pub fn note_way(way: &Way) -> Result<(), Outcome> {
-    draft()?.way = *way;
-    Ok(())
+pub fn way() -> Result<&'static mut Way, Outcome> {
+    Ok(&mut draft()?.way)
 }
 
 /// Opens the session of a guest's packet, whose way was noted. Called from the program itself, beside the judgement: the
-/// frames of both do not fit the stack.
+/// frames of both do not fit the stack. The flow was taken from its guest's quota in advance, and is given back by who called
+/// where this fails.
 #[inline(never)]
 pub fn open(ctx: &TcContext, packet: &Packet, port: &BridgePort) -> Result<(), Outcome> {
     let way = &draft()?.way;
@@ -307,7 +308,7 @@ struct Opening<'a> {
     result: Result<(), Outcome>,
 }
 
-/// Inserts both halves of a guest's session.
+/// Inserts both halves of a guest's session, which was counted on its mapping in advance.
 #[inline(never)]
 fn insert(opening: &Opening<'_>) -> Result<(), Outcome> {
     let (key, external) = (&opening.packet.key, opening.external);
@@ -318,22 +319,36 @@ fn insert(opening: &Opening<'_>) -> Result<(), Outcome> {
         Ok(()) => true,
         // Its own uplink entry, from another CPU's race or a removal in progress, serves as well.
         Err(EEXIST) if rewritten(&reverse) == Some(key.source_endpoint()) => false,
-        Err(error) => return Err(refusal(error)),
+        Err(error) => {
+            uncount(opening);
+            return Err(refusal(error));
+        }
     };
     write_outbound(draft, opening);
     let Err(error) = put(key, draft) else {
-        // Only who opened the flow counts it, as only who removes it does.
-        if opening.flags & Flags::MAPPED != 0 {
-            mapping::count_flow(key.protocol, key.source_endpoint(), external, 1);
-        }
-        quota::count(key.source, quota::opens_half(opening.packet.tcp_flags) != 0);
         return Ok(());
     };
     // When another CPU opened this flow, ours gives way, unless both chose the same endpoint.
     if inserted && !(error == EEXIST && rewritten(key) == Some(external)) {
         let _ = FLOW.remove(reverse);
     }
-    if error == EEXIST { Ok(()) } else { Err(Outcome::FlowTableFull) }
+    uncount(opening);
+    if error != EEXIST {
+        return Err(Outcome::FlowTableFull);
+    }
+    // Who opened the flow has counted it, as only who removes it gives it back.
+    quota::release(key.source, quota::opens_half(opening.packet.tcp_flags) != 0);
+    Ok(())
+}
+
+/// Takes a flow that was not opened off its mapping.
+#[inline(never)]
+fn uncount(opening: &Opening<'_>) -> u32 {
+    let Opening { packet, external, flags, .. } = *opening;
+    if flags & Flags::MAPPED != 0 {
+        mapping::count_flow(packet.key.protocol, packet.key.source_endpoint(), external, -1);
+    }
+    0
 }
 
 /// Inserts an entry unless its key exists; the kernel's error number otherwise.

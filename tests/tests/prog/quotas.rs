@@ -1,11 +1,11 @@
 //! What one guest may take of what all share.
 
-use vmnat_common::{Outcome, quota::Quotas, reap::Mode};
+use vmnat_common::{Outcome, quota::Quotas, reap::Mode, session::Flags};
 use vmnat_tests::lab::frame::Packet;
 
 use super::rig::{
-    DROP, GUEST1, GUEST1_MAC, IntoAddress as _, PORT1, PORT2, Rig, SERVER, UPLINK, from_guest1, from_guest2,
-    from_world,
+    DROP, GUEST1, GUEST1_MAC, IntoAddress as _, OTHER_SERVER, PORT1, PORT2, Rig, SERVER, UPLINK, from_guest1,
+    from_guest2, from_world,
 };
 
 const SYN: u8 = 0x02;
@@ -29,6 +29,11 @@ fn calls(rig: &mut Rig, from: u16, flags: u8) -> Outcome {
 fn counted(rig: &Rig) -> (i32, i32) {
     let guest = rig.tables.guest.get(&GUEST1.into_address()).unwrap().unwrap();
     (guest.flows, guest.half_open)
+}
+
+/// Flows that are counted on all mappings.
+fn counted_on_mappings(rig: &Rig) -> i32 {
+    rig.tables.mapping.entries().unwrap().iter().map(|(_, mapping)| mapping.flows).sum()
 }
 
 fn remove_all(rig: &Rig) {
@@ -105,4 +110,32 @@ fn callers_through_a_forward_count_for_the_guest_that_they_call() {
     assert_eq!(call(&mut rig, 3, SYN), Outcome::TranslatedInbound);
     remove_all(&rig);
     assert_eq!(counted(&rig), (0, 0));
+}
+
+/// 1. no port at all; 2. a port that the guest's mapping has, but another guest towards this remote; 3. a full table.
+#[test]
+fn a_flow_that_could_not_be_opened_is_counted_nowhere() {
+    let mut rig = rig(Quotas::NONE);
+    rig.settings(|settings| (settings.pool_first, settings.pool_last) = (5000, 5001));
+    let asks = |rig: &mut Rig, port, ends, from| {
+        rig.run("outbound_port", port, &Packet::udp(ends, from, 7, b"q").bytes()).outcome
+    };
+    assert_eq!(asks(&mut rig, PORT1, from_guest1(SERVER), 5000), Outcome::TranslatedOutbound);
+    assert_eq!(asks(&mut rig, PORT1, from_guest1(SERVER), 5002), Outcome::PortsExhausted);
+    assert_eq!((counted(&rig), counted_on_mappings(&rig)), ((1, 0), 1));
+    assert_eq!(asks(&mut rig, PORT2, from_guest2(OTHER_SERVER), 5000), Outcome::TranslatedOutbound);
+    assert_eq!(asks(&mut rig, PORT1, from_guest1(OTHER_SERVER), 5000), Outcome::PortsExhausted);
+    assert_eq!((counted(&rig), counted_on_mappings(&rig)), ((1, 0), 1));
+    rig.settings(|settings| (settings.pool_first, settings.pool_last) = (1024, 32767));
+    let opened = (2000..4000)
+        .take_while(|from| asks(&mut rig, PORT1, from_guest1(SERVER), *from) == Outcome::TranslatedOutbound);
+    let opened = i32::try_from(opened.count()).unwrap();
+    assert_eq!(asks(&mut rig, PORT1, from_guest1(SERVER), 4000), Outcome::FlowTableFull);
+    let flows = rig.tables.flow.entries().unwrap();
+    let mapped = flows.iter().filter(|(key, session)| key.side == 0 && session.has(Flags::MAPPED)).count();
+    let mapped = i32::try_from(mapped).unwrap();
+    assert!(mapped > 0);
+    assert_eq!((counted(&rig), counted_on_mappings(&rig)), ((1 + opened, 0), mapped));
+    remove_all(&rig);
+    assert_eq!((counted(&rig), counted_on_mappings(&rig)), ((0, 0), 0));
 }
