@@ -5,7 +5,7 @@ use serde_json::{Value, json};
 
 use super::{
     Extent,
-    crowd::{Crowd, FRAME, SHARED_PORTS, conntrack_limit},
+    crowd::{Crowd, FRAME, SHARED_PORTS, SPARE, conntrack_limit},
 };
 use crate::{
     forwarding::{Direction, Forwarding},
@@ -58,12 +58,12 @@ pub struct Crowds {
 impl Crowds {
     /// Builds them for so many flows.
     pub fn new(most: u32) -> Result<Self> {
-        let reference = Crowd::new(Forwarding::Port, REFERENCE + 24)?;
+        let reference = Crowd::new(Forwarding::Port, REFERENCE + SPARE)?;
         reference.fill(SHARED_PORTS, 0, REFERENCE)?;
         Ok(Self {
             floor: Crowd::new(Forwarding::Floor, 0)?,
             reference,
-            vmnat: Crowd::new(Forwarding::Port, most + 1)?,
+            vmnat: Crowd::new(Forwarding::Port, most + SPARE)?,
             masquerade: Crowd::new(Forwarding::Masquerade, 0)?,
             filled: 0,
             filled_masquerade: 0,
@@ -154,8 +154,8 @@ impl Crowds {
 /// all is over before they do so again. First those of that packet, in the order in which the flows were opened; then the others', of
 /// flows at random.
 fn turn(crowd: &Crowd, lane: &Lane, packets: u32) -> Result<[f64; 2]> {
-    let sweep = crowd.rig.ascending_lane(lane.direction, FRAME, SHARED_PORTS, 0)?;
     for attempt in 0..ATTEMPTS {
+        let sweep = crowd.rig.ascending_lane(lane.direction, FRAME, SHARED_PORTS, 0)?;
         let slot = crowd.renew(attempt > 0)?;
         let first = crowd.rig.send(&sweep, lane.flows())?;
         crowd.rig.send(lane, WARM_UP)?;

@@ -5,7 +5,7 @@ use serde_json::{Value, json};
 
 use super::{
     Extent,
-    crowd::{Crowd, FRAME, MOST_OWN_PORTS, OWN_PORTS, SHARED_PORTS, conntrack_limit},
+    crowd::{Crowd, FRAME, MOST_OWN_PORTS, OWN_PORTS, SHARED_PORTS, SPARE, conntrack_limit},
 };
 use crate::{
     cpu,
@@ -45,7 +45,7 @@ pub fn measure(extent: Extent) -> Result<Vec<Row>> {
     ];
     let most = kinds.iter().map(|kind| kind.flows).max().unwrap_or_default();
     let (vmnat, masquerade) =
-        (Crowd::new(Forwarding::Port, most + 1)?, Crowd::new(Forwarding::Masquerade, 0)?);
+        (Crowd::new(Forwarding::Port, most + SPARE)?, Crowd::new(Forwarding::Masquerade, 0)?);
     let mut rows = Vec::new();
     let cpus: &[u32] = if cpu::count()? > 1 { &[1, 2] } else { &[1] };
     for (kind, cpus) in kinds.iter().flat_map(|kind| cpus.iter().map(move |cpus| (kind, *cpus))) {

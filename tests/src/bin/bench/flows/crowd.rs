@@ -46,6 +46,9 @@ pub const MOST_OWN_PORTS: u32 = 30_000;
 /// Flows that vmnat's table holds where nobody says otherwise; it has a quarter as many mappings.
 const DEFAULT_CAPACITY: u32 = 262_144;
 
+/// What a rig has room for beside its flows: that of the proof, the host's own, and vmnat's mark of a table that nobody has emptied.
+pub const SPARE: u32 = 24;
+
 /// Conversations that the host may have of its own accord.
 const CHATTER: u64 = 8;
 

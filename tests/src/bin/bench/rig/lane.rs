@@ -7,7 +7,7 @@ use std::{
     panic::resume_unwind,
     sync::Barrier,
     thread,
-    time::Instant,
+    time::{Duration, Instant},
 };
 
 use anyhow::{Context as _, Result, bail, ensure};
@@ -40,6 +40,9 @@ const HEADERS: usize = 42;
 
 /// Packets that the agent and the kernel may add of their own accord.
 const CHATTER: u64 = 8;
+
+/// For the last ones to arrive.
+const PATIENCE: Duration = Duration::from_secs(1);
 
 /// Frames for one direction of a rig.
 #[derive(Debug)]
@@ -167,8 +170,14 @@ impl Rig {
 
     /// The agent's and the kernel's own packets may add a few; none may be missing.
     fn all_arrived(&self, direction: Direction, before: u64, packets: u32) -> Result<()> {
-        let arrived = self.arrived(direction)?.wrapping_sub(before);
         let expected = if self.forwarding == Forwarding::Floor { 0 } else { u64::from(packets) };
+        let deadline = Instant::now() + PATIENCE;
+        let mut arrived = self.arrived(direction)?.wrapping_sub(before);
+        // The last ones may wait for a kernel thread of the receiver's.
+        while arrived < expected && Instant::now() < deadline {
+            thread::sleep(Duration::from_millis(5));
+            arrived = self.arrived(direction)?.wrapping_sub(before);
+        }
         if (expected..=expected.saturating_add(CHATTER)).contains(&arrived) {
             return Ok(());
         }
