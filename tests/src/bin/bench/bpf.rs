@@ -136,6 +136,20 @@ pub fn attach_ingress(program: BorrowedFd<'_>, ifindex: u32) -> Result<OwnedFd> 
     unsafe { open(bpf_cmd::BPF_LINK_CREATE, &mut attr) }.context("attaching by tcx, which needs Linux 6.6")
 }
 
+/// Puts an XDP program at an interface of the caller's network namespace, in its driver, for as long as the link lives. The kernel then
+/// calls it directly, and has nothing to patch and to wait for when live frames are sent through it.
+pub fn attach_driver(program: BorrowedFd<'_>, ifindex: u32) -> Result<OwnedFd> {
+    /// `XDP_FLAGS_DRV_MODE` of `linux/if_link.h`.
+    const DRIVER: u32 = 1 << 2;
+    let mut attr = empty_attr();
+    attr.link_create.__bindgen_anon_1.prog_fd = descriptor(program);
+    attr.link_create.__bindgen_anon_2.target_ifindex = ifindex;
+    attr.link_create.attach_type = bpf_attach_type::BPF_XDP as u32;
+    attr.link_create.flags = DRIVER;
+    // SAFETY: the attribute holds no pointer.
+    unsafe { open(bpf_cmd::BPF_LINK_CREATE, &mut attr) }.context("attaching an XDP program to a driver")
+}
+
 /// Sends `packets` frames through an XDP program into the receive path of an interface of the caller's network
 /// namespace; returns the nanoseconds that each took until all its work was done.
 pub fn send_live(program: BorrowedFd<'_>, ifindex: u32, frame: &[u8], packets: u32) -> Result<u32> {
