@@ -21,7 +21,7 @@ pub enum Side {
 ///
 /// An ICMP query has its identifier in the near port and its query type in the far port, so that an echo and a
 /// timestamp with one identifier are two flows.
-#[repr(C)]
+#[repr(C, align(8))]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Pod, Zeroable)]
 pub struct FlowKey {
     /// Source address on the wire.

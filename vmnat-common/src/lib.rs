@@ -17,6 +17,7 @@ pub mod catalogue;
 pub mod checksum;
 pub mod endpoint;
 pub mod flow;
+pub mod flow_table;
 pub mod forward;
 pub mod fragment;
 #[cfg(any(test, fuzzing))]
@@ -46,4 +47,4 @@ pub use crate::{
 };
 
 /// Version of every layout in this crate; part of the pin path (`/sys/fs/bpf/vmnat/<instance>/v<N>`).
-pub const SCHEMA_VERSION: u32 = 1;
+pub const SCHEMA_VERSION: u32 = 2;

@@ -1,8 +1,7 @@
 //! The session: what a flow's packets become. Two entries make a conversation, one a direction.
 //!
-//! Each direction writes only its own entry (last seen, TCP bits, counters), so two CPUs never fight over one
-//! cache line. The value fills 64 bytes: with the kernel's 48-byte element head and the 16-byte key, key and
-//! value each begin on a cache line.
+//! Each direction writes only its own entry (last seen, TCP bits, counters), so two CPUs hardly ever fight over one cache line.
+//! With its key it is an entry of the flow table ([`crate::flow_table::Entry`]), 80 bytes, which lie in two lines.
 
 use bytemuck::{Pod, Zeroable};
 

@@ -281,12 +281,12 @@ pub fn count_connection(id: u32) {
 
 /// Adds what went through a session that ends to its forward's counts.
 #[inline(always)]
-pub fn settle_account(guest: &Session, uplink: &Session) {
+pub fn settle_account(packets_out: u64, bytes_out: u64, uplink: &Session) {
     count(uplink.forward(), |count| {
         count.packets_in = count.packets_in.wrapping_add(uplink.packets);
         count.bytes_in = count.bytes_in.wrapping_add(uplink.bytes);
-        count.packets_out = count.packets_out.wrapping_add(guest.packets);
-        count.bytes_out = count.bytes_out.wrapping_add(guest.bytes);
+        count.packets_out = count.packets_out.wrapping_add(packets_out);
+        count.bytes_out = count.bytes_out.wrapping_add(bytes_out);
     });
 }
 

@@ -26,7 +26,7 @@ pub fn at_uplink(ctx: &TcContext) -> Result<Outcome, Outcome> {
     let mut packet = Packet::unread();
     parse::ipv4(ctx, Side::Uplink, &mut packet)?;
     fragment::recall(ctx, &mut packet, Place::Uplink);
-    let found = if packet.tracked.is_ok() { session::find(&packet.key)? } else { None };
+    let found = if packet.tracked.is_ok() { session::find_at_once(&packet.key)? } else { None };
     let session = if let Some(session) = found {
         session
     } else {

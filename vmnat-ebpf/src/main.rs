@@ -28,6 +28,8 @@ mod clock;
 #[cfg(target_arch = "bpf")]
 mod filtering;
 #[cfg(target_arch = "bpf")]
+mod flow_table;
+#[cfg(target_arch = "bpf")]
 mod forward;
 #[cfg(target_arch = "bpf")]
 mod fragment;

@@ -1,8 +1,9 @@
 //! Every map that the programs share with each other and with user space; the only place that declares any.
 //!
-//! Sizes are defaults: the loader may change those of `FLOW`, `MAPPING` and `LEASE` before it loads.
+//! Sizes are defaults: the loader may change those of `FLOW`, `FLOW_GROUP` and `MAPPING` before it loads.
 
 use aya_ebpf::{
+    bindings::BPF_F_MMAPABLE,
     macros::map,
     maps::{Array, HashMap, LpmTrie, LruHashMap, PerCpuArray},
 };
@@ -10,7 +11,7 @@ use vmnat_common::{
     Address, Outcome,
     access::{self, AccessList, AccessRange, Peer},
     bridge::BridgePort,
-    flow::FlowKey,
+    flow_table::{Entry, GROUP, Line, groups_for, lines_for},
     forward::{Active, BANK, Forward, ForwardCount, Source},
     fragment::{Fragment, FragmentKey},
     host::{HostPeer, HostPeerKey},
@@ -21,17 +22,30 @@ use vmnat_common::{
     port_range::{OWNERS, POOL_WORDS},
     quota::Guest,
     service::{Service, ServiceKey},
-    session::Session,
     settings::Settings,
     station::{Station, StationKey},
     uplink::Uplink,
 };
 
-use crate::session::Draft;
+use crate::{
+    flow_table::{PLACES, Search},
+    session::Draft,
+};
 
-/// Flows, two entries each. Preallocated: no allocation on the packet's road, and never an eviction.
+/// Groups of a flow table of the default size.
+const GROUPS: u32 = groups_for(2 * 262_144);
+
+/// Groups of the flow table; the loader writes it before it loads.
+#[unsafe(no_mangle)]
+pub static FLOW_GROUPS: u32 = GROUPS;
+
+/// Flows, two entries each: the slots of the flow table. No allocation on the packet's road, and never an eviction.
 #[map]
-pub static FLOW: HashMap<FlowKey, Session> = HashMap::with_max_entries(2 * 262_144, 0);
+pub static FLOW: Array<Entry> = Array::with_max_entries(GROUPS * GROUP, BPF_F_MMAPABLE);
+
+/// Groups of the flow table, and in the first line its head.
+#[map]
+pub static FLOW_GROUP: Array<Line> = Array::with_max_entries(lines_for(GROUPS), BPF_F_MMAPABLE);
 
 /// Mappings, two entries each.
 #[map]
@@ -134,3 +148,7 @@ pub static GUEST: HashMap<Address, Guest> = HashMap::with_max_entries(16_384, 0)
 /// What a packet's visit writes down between its stages, a place a CPU.
 #[map]
 pub static DRAFT: PerCpuArray<Draft> = PerCpuArray::with_max_entries(1, 0);
+
+/// Searches of the flow table in hand, two a CPU.
+#[map]
+pub static SEARCH: PerCpuArray<Search> = PerCpuArray::with_max_entries(PLACES, 0);

@@ -53,26 +53,29 @@ fn translate(ctx: &TcContext) -> Result<Outcome, Outcome> {
     let now = settings::jiffies();
     let settings = settings::get()?;
     let epoch = settings.epoch(now);
-    let found = if packet.tracked.is_ok() { session::find(&packet.key)? } else { None };
+    let found = if packet.tracked.is_ok() { session::find_at_once(&packet.key)? } else { None };
     let session = match found {
         Some(session) if session::is_current(ctx, &packet, session, epoch) => session,
-        mut found => {
+        found => {
             let port = bridge::port_of(ctx)?;
-            let judged = match judge(ctx, &packet, port, found.as_deref_mut()) {
+            match judge(ctx, &packet, port, found.as_deref()) {
+                Ok(Judged::Passes) => {}
                 Ok(Judged::Fragment) => return Err(room::send_guests(ctx, &packet, Outcome::Fragment)),
                 Ok(Judged::Error) => return Err(answer(ctx, &packet)),
                 Ok(Judged::ErrorToHost) => return Err(answer_or_host(ctx, &packet)),
-                Ok(judged) => judged,
                 Err(reason) => return Err(refused(ctx, &packet, reason)),
+            }
+            let stands = match found {
+                Some(session) => session::renew(ctx, &packet, session, port)?.then_some(session),
+                None => None,
             };
-            match found {
-                Some(session) if judged == Judged::Stands => session,
-                _ => {
-                    if let Err(reason) = open(ctx, &packet, port) {
-                        return Err(room::refuse(ctx, &packet, reason));
-                    }
-                    session::find(&packet.key)?.ok_or(Outcome::StaleFlow)?
+            if let Some(session) = stands {
+                session
+            } else {
+                if let Err(reason) = open(ctx, &packet, port) {
+                    return Err(room::refuse(ctx, &packet, reason));
                 }
+                session::find(&packet.key)?.ok_or(Outcome::StaleFlow)?
             }
         }
     };
@@ -98,10 +101,8 @@ fn translate(ctx: &TcContext) -> Result<Outcome, Outcome> {
 /// over: within it, the verifier would walk that for each of the ways there.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Judged {
-    /// One of the session that is known, and stands.
-    Stands,
-    /// One that may open a session, by the way that was noted.
-    Opens,
+    /// One of the session that is known, if that stands, or one that may open a session; by the way that was noted.
+    Passes,
     /// A fragment that came before the one that tells whose it is.
     Fragment,
     /// An ICMP error.
@@ -116,7 +117,7 @@ fn judge(
     ctx: &TcContext,
     packet: &Packet,
     port: &BridgePort,
-    known: Option<&mut Session>,
+    known: Option<&Session>,
 ) -> Result<Judged, Outcome> {
     if lease::is_strict(port) {
         lease::hold(ctx, packet, port)?;
@@ -131,9 +132,9 @@ fn judge(
         return Err(service::lead(ctx, packet, way).unwrap_or_else(|outcome| outcome));
     }
     let is_error = icmp::is_error(packet);
-    let turns = hairpin::concerns(packet, known.as_deref());
+    let turns = hairpin::concerns(packet, known);
     let way = session::way()?;
-    *way = hairpin::way(packet, port, known.as_deref());
+    *way = hairpin::way(packet, port, known);
     let mut is_hosts = false;
     if turns {
         classify::check_sender(packet, port)?;
@@ -165,16 +166,11 @@ fn judge(
         return Ok(if is_hosts { Judged::ErrorToHost } else { Judged::Error });
     }
     // An answer is no call.
-    let answers = known.as_deref().is_some_and(|known| known.has(Flags::FORWARDED));
+    let answers = known.is_some_and(|known| known.has(Flags::FORWARDED));
     if !answers {
         access::may_call(packet, port, way.address == packet.key.source)?;
     }
-    if let Some(session) = known
-        && session::renew(ctx, packet, session, port, way)?
-    {
-        return Ok(Judged::Stands);
-    }
-    Ok(Judged::Opens)
+    Ok(Judged::Passes)
 }
 
 /// Tells the guest where it may be told, and gives the reason.

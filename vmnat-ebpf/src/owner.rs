@@ -15,8 +15,8 @@ use vmnat_common::{
 };
 
 use crate::{
-    mapping,
-    maps::{FLOW, MAPPING, PORT_OWNER},
+    flow_table, mapping,
+    maps::{MAPPING, PORT_OWNER},
     settings,
 };
 
@@ -93,8 +93,7 @@ pub fn recall(key: &FlowKey) -> u64 {
 
 #[inline(always)]
 fn has_sentinel() -> bool {
-    // SAFETY: only whether there is one matters.
-    unsafe { FLOW.get(FlowKey::SENTINEL) }.is_some()
+    flow_table::find(&FlowKey::SENTINEL).is_some()
 }
 
 /// Makes the mapping of a port's last owner again.

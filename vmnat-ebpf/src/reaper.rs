@@ -16,10 +16,7 @@ use vmnat_common::{
     timeout::{Life, age},
 };
 
-use crate::{
-    maps::{FLOW, MAPPING},
-    owner, session, settings,
-};
+use crate::{flow_table, maps::MAPPING, owner, session, settings};
 
 /// Offset of the answer within a slot.
 const ANSWER: usize = core::mem::offset_of!(FlowKey, reserved);
@@ -118,7 +115,7 @@ fn uplink_half(key: &FlowKey, session: &Session, mode: Mode, settings: &Settings
     if mode == Mode::Expire && age(now, session.last_seen) < settings.timeouts.icmp {
         return Verdict::Kept;
     }
-    if FLOW.remove(key).is_ok() { Verdict::Removed } else { Verdict::Absent }
+    if flow_table::remove(key) { Verdict::Removed } else { Verdict::Absent }
 }
 
 /// A mapping goes when it holds no flow and its port has rested. A flow that is opened on it in this very instant keeps

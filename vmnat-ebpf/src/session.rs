@@ -8,13 +8,14 @@ mod invited;
 
 use core::{ffi::c_void, mem::offset_of};
 
-use aya_ebpf::{bindings::BPF_NOEXIST, helpers::generated::bpf_loop, programs::TcContext};
+use aya_ebpf::{helpers::generated::bpf_loop, programs::TcContext};
 use vmnat_common::{
     Address, Mac, Outcome, Port,
     bridge::{BridgePort, BridgePortFlags},
     checksum::{address_diff, port_diff},
     endpoint::{Endpoint, Protocol, may_change_port},
     flow::{FlowKey, Side},
+    flow_table::Entry,
     session::{Flags, Session},
     tcp_state,
 };
@@ -22,8 +23,9 @@ use vmnat_common::{
 use crate::{
     bridge,
     classify::Way,
+    flow_table::{self, Refusal},
     forward, lease, mapping,
-    maps::{DRAFT, FLOW, UPLINK},
+    maps::{DRAFT, UPLINK},
     parse::{self, Packet},
     quota, settings,
 };
@@ -33,16 +35,22 @@ pub use self::invited::{Invited, insert_invited};
 /// Attempts to find a port for one flow alone.
 const OVERLOAD_PROBES: u32 = 8;
 
-const EEXIST: i32 = -17;
-
 /// The session of a tuple.
 #[inline(always)]
 pub fn find(key: &FlowKey) -> Result<Option<&'static mut Session>, Outcome> {
-    let Some(session) = FLOW.get_ptr_mut(key) else { return Ok(None) };
-    // SAFETY: the kernel keeps a map's element readable and writable for the program's run. Preallocated elements are
-    // reused at once, so the tag says whether this is still the key's own; two CPUs on one direction may lose a
-    // count to each other, nothing more.
-    let session = unsafe { &mut *session };
+    own(key, flow_table::find(key))
+}
+
+/// The session of the packet in hand, on the road of packets whose session is known.
+#[inline(always)]
+pub fn find_at_once(key: &FlowKey) -> Result<Option<&'static mut Session>, Outcome> {
+    own(key, flow_table::find_at_once(key))
+}
+
+#[inline(always)]
+fn own(key: &FlowKey, found: Option<&'static mut Entry>) -> Result<Option<&'static mut Session>, Outcome> {
+    let Some(Entry { session, .. }) = found else { return Ok(None) };
+    // Entries are reused at once, so the tag says whether this is still the key's own.
     if session.tag == key.tag() { Ok(Some(session)) } else { Err(Outcome::StaleFlow) }
 }
 
@@ -96,6 +104,12 @@ fn draft() -> Result<&'static mut Draft, Outcome> {
     Ok(unsafe { &mut *draft })
 }
 
+/// The half of a session that is to be inserted.
+#[inline(always)]
+pub fn half() -> Result<&'static mut Session, Outcome> {
+    Ok(&mut draft()?.half)
+}
+
 /// Where the way of the packet that is being judged is noted, for [`open`]. Of what lies here the verifier knows nothing, so it walks
 /// what follows once, and not for each of the ways.
 #[inline(always)]
@@ -124,6 +138,9 @@ pub fn open(ctx: &TcContext, packet: &Packet, port: &BridgePort) -> Result<(), O
         flags: Flags::MAPPED | way.flags,
         result: Err(Outcome::PortsExhausted),
     };
+    // Most keep their port.
+    flow_table::foresee(&key.reverse(Endpoint::new(way.address, key.source_port)));
+    flow_table::foresee(key);
     let is_across = way.address == key.source;
     let mapped = may_change_port(key.protocol) && !is_across;
     let has_endpoint = if mapped {
@@ -168,7 +185,7 @@ extern "C" fn open_overloaded(_attempt: u32, opening: *mut c_void) -> i64 {
     }
 }
 
-/// Checks a session against the present route and sender. True when it stands, with its way refreshed; false when it was
+/// Checks a session against the way that was noted, and the present sender. True when it stands, with its way refreshed; false when it was
 /// removed, because its external address is no longer the way out or because a race left it without its other half. What the
 /// world has opened stays on its uplink.
 #[inline(never)]
@@ -177,8 +194,8 @@ pub fn renew(
     packet: &Packet,
     session: &mut Session,
     port: &BridgePort,
-    way: &Way,
 ) -> Result<bool, Outcome> {
+    let way = &draft()?.way;
     let own_address = session.flags & (Flags::FORWARDED | Flags::IMPORTED | Flags::ANSWERS) != 0;
     // An uplink that was made again has another number, and its address.
     // SAFETY: only whether there is one matters.
@@ -244,33 +261,34 @@ pub fn note_host(key: &FlowKey) {
                 remove(&guest, theirs);
             }
             _ => {
-                let _ = FLOW.remove(uplink);
+                flow_table::remove(&uplink);
             }
         }
     }
     write_half(draft, &uplink, Endpoint::default(), Endpoint::default(), Flags::HOST);
     // Where the table is full the host shares the fate of every NAT: identifiers meet by chance.
-    let _ = put(&uplink, draft);
+    let _ = flow_table::insert(&uplink);
 }
 
 /// Removes a session by its guest's key and value; true when this call did it.
 #[inline(always)]
 pub fn remove(guest: &FlowKey, session: &Session) -> bool {
+    // Once it is removed, the slot may be another's.
+    let Session { packets, bytes, mut flags, .. } = *session;
     let external = session.rewritten();
-    let mapped = session.has(Flags::MAPPED);
-    if FLOW.remove(guest).is_err() {
+    if !flow_table::remove(guest) {
         return false;
     }
+    let (mapped, forwarded) = (flags & Flags::MAPPED != 0, flags & Flags::FORWARDED != 0);
     let reverse = guest.reverse(external);
-    let mut flags = session.flags;
     if let Ok(Some(back)) = find(&reverse)
         && back.rewritten() == guest.source_endpoint()
     {
         flags |= back.flags;
-        if session.has(Flags::FORWARDED) {
-            forward::settle_account(session, back);
+        if forwarded {
+            forward::settle_account(packets, bytes, back);
         }
-        let _ = FLOW.remove(reverse);
+        flow_table::remove(&reverse);
     }
     if mapped {
         mapping::count_flow(guest.protocol, guest.source_endpoint(), external, -1);
@@ -313,27 +331,26 @@ struct Opening<'a> {
 fn insert(opening: &Opening<'_>) -> Result<(), Outcome> {
     let (key, external) = (&opening.packet.key, opening.external);
     let reverse = key.reverse(external);
-    let draft = &mut draft()?.half;
-    write_inbound(draft, opening, &reverse);
-    let inserted = match put(&reverse, draft) {
+    write_inbound(opening, &reverse)?;
+    let inserted = match flow_table::insert(&reverse) {
         Ok(()) => true,
         // Its own uplink entry, from another CPU's race or a removal in progress, serves as well.
-        Err(EEXIST) if rewritten(&reverse) == Some(key.source_endpoint()) => false,
+        Err(Refusal::Exists) if rewritten(&reverse) == Some(key.source_endpoint()) => false,
         Err(error) => {
             uncount(opening);
             return Err(refusal(error));
         }
     };
-    write_outbound(draft, opening);
-    let Err(error) = put(key, draft) else {
+    write_outbound(opening)?;
+    let Err(error) = flow_table::insert(key) else {
         return Ok(());
     };
     // When another CPU opened this flow, ours gives way, unless both chose the same endpoint.
-    if inserted && !(error == EEXIST && rewritten(key) == Some(external)) {
-        let _ = FLOW.remove(reverse);
+    if inserted && !(error == Refusal::Exists && rewritten(key) == Some(external)) {
+        flow_table::remove(&reverse);
     }
     uncount(opening);
-    if error != EEXIST {
+    if error != Refusal::Exists {
         return Err(Outcome::FlowTableFull);
     }
     // Who opened the flow has counted it, as only who removes it gives it back.
@@ -349,12 +366,6 @@ fn uncount(opening: &Opening<'_>) -> u32 {
         mapping::count_flow(packet.key.protocol, packet.key.source_endpoint(), external, -1);
     }
     0
-}
-
-/// Inserts an entry unless its key exists; the kernel's error number otherwise.
-#[inline(always)]
-fn put(key: &FlowKey, entry: &Session) -> Result<(), i32> {
-    FLOW.insert(key, entry, u64::from(BPF_NOEXIST))
 }
 
 /// Writes the part of a session that both directions share. In place: built as a value it would be copied on the stack.
@@ -375,8 +386,10 @@ fn write_half(half: &mut Session, key: &FlowKey, near: Endpoint, new: Endpoint, 
     half.bytes = 0;
 }
 
-#[inline(always)]
-fn write_outbound(half: &mut Session, opening: &Opening<'_>) {
+/// Writes the guest's half into the draft; this one and the next are calls of their own for the sake of the stack.
+#[inline(never)]
+fn write_outbound(opening: &Opening<'_>) -> Result<(), Outcome> {
+    let half = half()?;
     let Opening { ctx, packet, port: _, way, external, flags, result: _ } = *opening;
     let flags = flags | quota::opens_half(packet.tcp_flags);
     write_half(half, &packet.key, packet.key.source_endpoint(), external, flags);
@@ -386,10 +399,13 @@ fn write_outbound(half: &mut Session, opening: &Opening<'_>) {
     half.destination_mac = packet.stations.destination;
     half.source_mac = packet.stations.source;
     half.mtu = way.mtu;
+    Ok(())
 }
 
-#[inline(always)]
-fn write_inbound(half: &mut Session, opening: &Opening<'_>, reverse: &FlowKey) {
+/// Writes the uplink's half into the draft.
+#[inline(never)]
+fn write_inbound(opening: &Opening<'_>, reverse: &FlowKey) -> Result<(), Outcome> {
+    let half = half()?;
     let Opening { ctx, packet, port, way, external, flags, result: _ } = *opening;
     let (out_if, flags) = way_back(ctx, packet, port, flags & !Flags::HAIRPIN);
     write_half(half, reverse, external, packet.key.source_endpoint(), flags);
@@ -398,6 +414,7 @@ fn write_inbound(half: &mut Session, opening: &Opening<'_>, reverse: &FlowKey) {
     half.destination_mac = packet.stations.source;
     half.source_mac = packet.stations.destination;
     half.mtu = port.mtu;
+    Ok(())
 }
 
 /// Where replies to this packet's sender go, and the flags that say so: its port where frames may be sent straight to
@@ -425,8 +442,8 @@ fn rewritten(key: &FlowKey) -> Option<Endpoint> {
     find(key).ok().flatten().map(|session| session.rewritten())
 }
 
-/// Why the kernel refused an insertion: the key exists, or (`-E2BIG`, `-ENOMEM`, `-EBUSY`) there is no room.
+/// What becomes of a packet whose entry was refused.
 #[inline(always)]
-const fn refusal(error: i32) -> Outcome {
-    if error == EEXIST { Outcome::FlowConflict } else { Outcome::FlowTableFull }
+fn refusal(error: Refusal) -> Outcome {
+    if error == Refusal::Exists { Outcome::FlowConflict } else { Outcome::FlowTableFull }
 }

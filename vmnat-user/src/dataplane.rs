@@ -27,6 +27,8 @@ use nix::{
     sys::statfs::{FsType, statfs},
 };
 
+use vmnat_common::flow_table::{GROUP, groups_for, lines_for};
+
 use self::heritage::{Edition, Heritage};
 use crate::{
     error::Error,
@@ -209,6 +211,10 @@ pub fn load_edition(instance: &Instance, options: LoadOptions, edition: &Edition
     let mut heritage = Heritage::survey(instance, edition, &shapes)?;
     heritage.take_over(instance, edition, &shapes)?;
     let mut ebpf = create(instance, options, edition, &sizes)?;
+    heritage::flow_table(&instance.maps())?
+        .context("the flow table is not pinned")?
+        .seed()
+        .context("seed the flow table")?;
     heritage.copy(instance, edition, &map::ALL)?;
     for name in program::ALL {
         let classifier = classifier(&mut ebpf, name)?;
@@ -251,11 +257,20 @@ pub fn unpin(instance: &Instance) -> io::Result<bool> {
     Ok(true)
 }
 
+/// How many groups the flow table has, of two entries a flow.
+const fn flow_groups(options: LoadOptions) -> u32 {
+    groups_for(options.flows.saturating_mul(2))
+}
+
 /// The sizes of maps that depend on the options.
-fn sizes(options: LoadOptions) -> [(&'static str, u32); 2] {
-    let flows = options.flows.max(1);
-    // A guest's endpoint talks to several remotes; with two entries each, a quarter is plenty.
-    [(map::FLOW, flows.saturating_mul(2)), (map::MAPPING, flows.saturating_div(2).max(1024))]
+fn sizes(options: LoadOptions) -> [(&'static str, u32); 3] {
+    let groups = flow_groups(options);
+    [
+        (map::FLOW, groups.saturating_mul(GROUP)),
+        (map::FLOW_GROUP, lines_for(groups)),
+        // A guest's endpoint talks to several remotes; with two entries each, a quarter is plenty.
+        (map::MAPPING, options.flows.saturating_div(2).max(1024)),
+    ]
 }
 
 fn create(
@@ -265,9 +280,11 @@ fn create(
     sizes: &[(&'static str, u32)],
 ) -> Result<Ebpf> {
     let level: u8 = if options.kernel_log { u8::MAX } else { 0 };
+    let groups = flow_groups(options);
     let pins = map::ALL.map(|(name, _)| (name, instance.map(name)));
     let mut loader = EbpfLoader::new();
     loader.override_global(aya_log::LEVEL, &level, false);
+    loader.override_global("FLOW_GROUPS", &groups, true);
     for (name, path) in &pins {
         loader.map_pin_path(name, path.as_path());
     }
@@ -369,7 +386,7 @@ mod tests {
         let object = aya_obj::Object::parse(OBJECT).unwrap();
         for (name, kind) in map::ALL {
             let declared = &object.maps[name];
-            assert_eq!((declared.map_type(), declared.map_flags()), (kind as u32, kind.flags()), "{name}");
+            assert_eq!((declared.map_type(), declared.map_flags()), (kind.number(), kind.flags()), "{name}");
         }
         for name in program::ALL.into_iter().chain(program::HOST.map(|host| host.name)) {
             assert!(object.programs.contains_key(name), "{name}");

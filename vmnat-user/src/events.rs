@@ -253,7 +253,7 @@ fn sentence(event: &Event, name: Option<&str>, quotas: &GuestQuotas, flows: u32)
         Reason::HalfOpenQuota => reached(format!("{} half-open flows", number(quotas.half_open))),
         Reason::RateQuota => reached(format!("{} new flows a second", number(quotas.rate))),
         Reason::FlowTableFull => {
-            format!("the flow table is full with {} flows: {count} new ones refused", number(flows))
+            format!("the flow table, which is for {} flows, is full: {count} new ones refused", number(flows))
         }
         Reason::FlowTableEmptied => {
             "another program has emptied the flow table: conversations go on where they are heard of, by the ports that they had".to_owned()

@@ -15,6 +15,7 @@ pub mod error;
 pub mod events;
 pub mod exit;
 pub mod facts;
+pub mod flow_table;
 pub mod flows;
 pub mod forwards;
 #[cfg(any(test, fuzzing))]

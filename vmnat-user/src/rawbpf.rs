@@ -207,6 +207,21 @@ pub fn lookup<K: Pod, V: Pod>(map: BorrowedFd<'_>, key: &K) -> io::Result<Option
     }
 }
 
+/// Copies an array's value, of `size` bytes.
+///
+/// # Errors
+/// What `BPF_MAP_LOOKUP_ELEM` answers; `InvalidInput` where the value does not fit.
+pub fn lookup_bytes(map: BorrowedFd<'_>, index: u32, size: usize, value: &mut [u8]) -> io::Result<()> {
+    if value.len() < size {
+        return Err(io::ErrorKind::InvalidInput.into());
+    }
+    let mut attr = element_attr(map, &index);
+    attr.__bindgen_anon_2.__bindgen_anon_1.value = value.as_mut_ptr() as u64;
+    // SAFETY: the key is an array's, and the value has room, as was looked.
+    unsafe { call(bpf_cmd::BPF_MAP_LOOKUP_ELEM, &mut attr) }?;
+    Ok(())
+}
+
 /// The values of a key of a per-CPU map, one for each possible CPU.
 ///
 /// # Errors

@@ -33,10 +33,11 @@ use vmnat_common::{
 };
 
 pub(crate) use self::table::not_a_map;
-pub use self::table::{Batches, Table, unless_full};
+pub use self::table::{Table, unless_full};
 use crate::{
     dataplane::{heritage, map, program},
     error::Error,
+    flow_table::{Batches, FlowTable},
     paths::Instance,
     rawbpf,
 };
@@ -48,7 +49,7 @@ pub const OUTCOMES: usize = Outcome::COUNT as usize;
 #[derive(Debug)]
 pub struct Tables {
     /// Flows, two entries a conversation.
-    pub flow: Table<FlowKey, Session>,
+    pub flow: FlowTable,
     /// Mappings, two entries each.
     pub mapping: Table<MappingKey, Mapping>,
     /// Networks.
@@ -136,7 +137,7 @@ impl Tables {
             rawbpf::object_get(&pin).with_context(|| format!("open the program {}", pin.display()))
         };
         Ok(Self {
-            flow: Table::open(instance, map::FLOW)?,
+            flow: FlowTable::open(instance)?,
             mapping: Table::open(instance, map::MAPPING)?,
             network: Table::open(instance, map::NETWORK)?,
             untranslated: Table::open(instance, map::UNTRANSLATED)?,
@@ -181,7 +182,7 @@ impl Tables {
     /// # Errors
     /// When the kernel does not tell of an open map.
     pub fn is_pinned(&self, instance: &Instance) -> io::Result<bool> {
-        let own = rawbpf::map_shape(self.flow.fd.as_fd())?;
+        let own = rawbpf::map_shape(self.flow.fd().as_fd())?;
         let Ok(pinned) = rawbpf::object_get(&instance.map(map::FLOW)) else { return Ok(true) };
         Ok(rawbpf::map_shape(pinned.as_fd())?.id == own.id)
     }
@@ -214,7 +215,7 @@ impl Tables {
 
     /// Every entry of `FLOW`, both sides, a batch at a time.
     #[must_use]
-    pub fn flows(&self) -> Batches<'_, FlowKey, Session> {
+    pub const fn flows(&self) -> Batches<'_> {
         self.flow.batches()
     }
 

@@ -17,17 +17,17 @@ use super::rig;
 /// Instructions that the verifier may walk for each program. Kernels stop at a million; the budget is what was measured on
 /// 6.18, and half as much again for other kernels.
 const VERIFIED: [(&str, u32); 12] = [
-    ("outbound_port", 150_000),
-    ("outbound_bridge", 150_000),
-    ("inbound", 20_000),
-    ("inbound_bare", 26_000),
-    ("inbound_port", 20_000),
-    ("inbound_bridge", 20_000),
-    ("guard", 10_000),
-    ("guard_bare", 10_000),
-    ("room_inward", 36_000),
-    ("room_outward", 60_000),
-    ("reaper", 6_600),
+    ("outbound_port", 180_000),
+    ("outbound_bridge", 180_000),
+    ("inbound", 60_000),
+    ("inbound_bare", 62_000),
+    ("inbound_port", 60_000),
+    ("inbound_bridge", 60_000),
+    ("guard", 40_000),
+    ("guard_bare", 40_000),
+    ("room_inward", 70_000),
+    ("room_outward", 100_000),
+    ("reaper", 30_000),
     ("clock", 60),
 ];
 

@@ -105,7 +105,9 @@ fn vary(rig: &Rig, setting: u64) {
 fn begin(rig: &mut Rig, setting: u64) -> Live {
     vary(rig, setting);
     let tables = &rig.tables;
-    empty(&tables.flow);
+    for (key, _) in tables.flow.entries().unwrap() {
+        tables.flow.remove(&key).unwrap();
+    }
     empty(&tables.mapping);
     empty(&tables.guest);
     empty(&tables.lease);
@@ -123,7 +125,7 @@ fn begin(rig: &mut Rig, setting: u64) -> Live {
     let mut live = Live { ports: None };
     live.assert_alive(rig);
     if setting == FULL {
-        for port in 20_000..20_000 + u16::try_from(FLOWS - 8).unwrap() {
+        for port in 20_000..20_000 + u16::try_from(FLOWS * 3 / 2 - 8).unwrap() {
             rig.run("outbound_port", PORT1, &Packet::udp(from_guest1(SERVER), port, 7, b"fill").bytes());
         }
     }

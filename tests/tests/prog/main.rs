@@ -16,6 +16,7 @@ mod access;
 mod budget;
 mod errors;
 mod filtering;
+mod flow_table;
 mod forwards;
 mod fragments;
 mod fuzz;

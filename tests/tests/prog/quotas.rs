@@ -127,10 +127,13 @@ fn a_flow_that_could_not_be_opened_is_counted_nowhere() {
     assert_eq!(asks(&mut rig, PORT1, from_guest1(OTHER_SERVER), 5000), Outcome::PortsExhausted);
     assert_eq!((counted(&rig), counted_on_mappings(&rig)), ((1, 0), 1));
     rig.settings(|settings| (settings.pool_first, settings.pool_last) = (1024, 32767));
-    let opened = (2000..4000)
-        .take_while(|from| asks(&mut rig, PORT1, from_guest1(SERVER), *from) == Outcome::TranslatedOutbound);
-    let opened = i32::try_from(opened.count()).unwrap();
-    assert_eq!(asks(&mut rig, PORT1, from_guest1(SERVER), 4000), Outcome::FlowTableFull);
+    // A full table may have room for the next tuple, whose places are others.
+    let outcomes: Vec<_> =
+        (2000..4000).map(|from| asks(&mut rig, PORT1, from_guest1(SERVER), from)).collect();
+    let opened = outcomes.iter().filter(|outcome| **outcome == Outcome::TranslatedOutbound).count();
+    let full = outcomes.iter().filter(|outcome| **outcome == Outcome::FlowTableFull).count();
+    assert!(full > 0 && opened + full == outcomes.len(), "{opened} opened, {full} refused");
+    let opened = i32::try_from(opened).unwrap();
     let flows = rig.tables.flow.entries().unwrap();
     let mapped = flows.iter().filter(|(key, session)| key.side == 0 && session.has(Flags::MAPPED)).count();
     let mapped = i32::try_from(mapped).unwrap();

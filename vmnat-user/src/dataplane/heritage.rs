@@ -20,6 +20,7 @@ use vmnat_common::SCHEMA_VERSION;
 use super::{OBJECT, map, map::Kind};
 use crate::{
     error::Error,
+    flow_table::FlowTable,
     paths::Instance,
     rawbpf::{self, Entry, MapShape},
     tables::not_a_map,
@@ -41,8 +42,22 @@ impl Edition<'static> {
     #[must_use]
     pub fn this() -> Self {
         // Not a constant: each part of the program that names it would hold the whole object.
-        Self { object: OBJECT, schema: SCHEMA_VERSION, steps: &[] }
+        Self { object: OBJECT, schema: SCHEMA_VERSION, steps: &STEPS }
     }
+}
+
+/// 1: flows were in a hash.
+static STEPS: [Step<'static>; 1] = [Step {
+    from: 1,
+    changed: &[(
+        map::FLOW,
+        Heir::Entries { kind: Kind::Hash, key_size: 16, value_size: 64, rewrite: unchanged },
+    )],
+}];
+
+#[expect(clippy::unnecessary_wraps, reason = "the type of `Heir::Entries`")]
+fn unchanged(key: &[u8], value: &[u8]) -> Option<Entry> {
+    Some((key.to_vec(), value.to_vec()))
 }
 
 /// From one schema to the next one.
@@ -59,8 +74,10 @@ pub struct Step<'a> {
 pub enum Heir {
     /// It begins empty: reconcile fills it, or packets do.
     Anew,
-    /// Its entries are rewritten; it must be a hash.
+    /// Its entries are rewritten.
     Entries {
+        /// What it was: a hash, or [`Kind::MappedArray`] for a flow table.
+        kind: Kind,
         /// Bytes of an old key.
         key_size: u32,
         /// Bytes of an old value.
@@ -177,8 +194,14 @@ impl Heritage {
                 match edition.first_heir(former, name) {
                     None => refuse_difference(&pin, expected, &found)?,
                     Some(Heir::Anew) => {}
-                    Some(Heir::Entries { key_size, value_size, .. }) => {
-                        let former = MapShape { kind: Kind::Hash as u32, key_size, value_size, ..*expected };
+                    Some(Heir::Entries { kind, key_size, value_size, .. }) => {
+                        let (key_size, value_size) = match kind {
+                            // Of a flow table, a value is an entry.
+                            Kind::MappedArray => (4, key_size.saturating_add(value_size)),
+                            _ => (key_size, value_size),
+                        };
+                        let (kind, flags) = (kind.number(), kind.flags());
+                        let former = MapShape { kind, key_size, value_size, flags, ..*expected };
                         refuse_difference(&pin, &former, &found)?;
                     }
                 }
@@ -233,14 +256,19 @@ impl Heritage {
                 let rewrites = edition.changes(former.schema).and_then(|mut all| all.remove(name));
                 let rewrites = rewrites.unwrap_or_default();
                 let anew = rewrites.iter().any(|heir| matches!(heir, Heir::Anew));
-                if *kind != Kind::Hash || anew {
+                let is_flows = *name == map::FLOW;
+                if !(*kind == Kind::Hash || is_flows) || anew {
                     continue;
                 }
                 let (Some(from), Some(to)) = (open(&former.map(name))?, open(&instance.map(name))?) else {
                     continue;
                 };
                 if from.1.id != to.1.id {
-                    let copied = copy(&from, &to, &rewrites);
+                    let copied = if is_flows {
+                        copy_flows(former, instance, &rewrites)
+                    } else {
+                        copy(&from, &to, &rewrites)
+                    };
                     left_out = left_out.saturating_add(copied.with_context(|| format!("copy {name}"))?);
                 }
             }
@@ -273,7 +301,7 @@ pub fn finish(instance: &Instance, edition: &Edition<'_>) -> Result<bool> {
     let heritage = Heritage { formers, is_resized: false };
     // What only fills while packets pass; reconcile has seen to the others, and must have the last word there.
     let left_out =
-        heritage.copy(instance, edition, &[(map::FLOW, Kind::Hash), (map::MAPPING, Kind::Hash)])?;
+        heritage.copy(instance, edition, &[(map::FLOW, Kind::MappedArray), (map::MAPPING, Kind::Hash)])?;
     if left_out > 0 {
         tracing::warn!("{left_out} entries of the former maps have no room in the new ones");
     }
@@ -301,15 +329,55 @@ fn refuse_difference(pin: &Path, expected: &MapShape, found: &MapShape) -> Resul
     }
 }
 
+fn rewritten(entry: Entry, rewrites: &[Heir]) -> Option<Entry> {
+    rewrites.iter().try_fold(entry, |(key, value), heir| match heir {
+        Heir::Anew => None,
+        Heir::Entries { rewrite, .. } => rewrite(&key, &value),
+    })
+}
+
+/// The flow table whose maps are pinned in a directory; none where nothing is.
+///
+/// # Errors
+/// What the kernel answers.
+pub(super) fn flow_table(maps: &Path) -> Result<Option<FlowTable>> {
+    let (slot, group) = (open(&maps.join(map::FLOW))?, open(&maps.join(map::FLOW_GROUP))?);
+    let (Some(slot), Some(group)) = (slot, group) else { return Ok(None) };
+    FlowTable::over(slot, &group).context("map the flow table").map(Some)
+}
+
+/// Copies the flows of a hash or of another flow table; tells how many did not fit.
+fn copy_flows(former: &Former, instance: &Instance, rewrites: &[Heir]) -> Result<usize> {
+    let maps = former.path.join("maps");
+    let entries: Vec<Entry> = match (flow_table(&maps)?, open(&maps.join(map::FLOW))?) {
+        (Some(table), _) => {
+            let entries = table.entries_as_bytes()?.into_iter();
+            entries.map(|(key, session)| (bytemuck::bytes_of(&key).to_vec(), session)).collect()
+        }
+        (None, Some(hash)) => rawbpf::entries_as_bytes(hash.0.as_fd(), &hash.1)?,
+        (None, None) => Vec::new(),
+    };
+    let Some(mut to) = flow_table(&instance.maps())? else { return Ok(0) };
+    to.bring_near()?;
+    let mut left_out = 0_usize;
+    for entry in entries {
+        let Some((key, session)) = rewritten(entry, rewrites) else { continue };
+        let key = bytemuck::try_pod_read_unaligned(&key);
+        let key = key.map_err(|_| io::Error::from(io::ErrorKind::InvalidInput))?;
+        match to.insert_bytes(&key, &session) {
+            Ok(_) => {}
+            Err(error) if error.raw_os_error() == Some(libc::E2BIG) => left_out = left_out.saturating_add(1),
+            Err(error) => return Err(error.into()),
+        }
+    }
+    Ok(left_out)
+}
+
 /// Copies a hash into another one; tells how many entries did not fit.
 fn copy(from: &(OwnedFd, MapShape), to: &(OwnedFd, MapShape), rewrites: &[Heir]) -> Result<usize> {
     let mut left_out = 0_usize;
     for entry in rawbpf::entries_as_bytes(from.0.as_fd(), &from.1)? {
-        let rewritten = rewrites.iter().try_fold(entry, |(key, value), heir| match heir {
-            Heir::Anew => None,
-            Heir::Entries { rewrite, .. } => rewrite(&key, &value),
-        });
-        let Some(entry) = rewritten else { continue };
+        let Some(entry) = rewritten(entry, rewrites) else { continue };
         match rawbpf::insert_bytes(to.0.as_fd(), &to.1, &entry) {
             Ok(_) => {}
             Err(error) if error.raw_os_error() == Some(libc::E2BIG) => left_out = left_out.saturating_add(1),
@@ -328,7 +396,7 @@ mod tests {
         Some((key.to_vec(), [value, value].concat()))
     }
 
-    const DOUBLED: Heir = Heir::Entries { key_size: 4, value_size: 4, rewrite: doubled };
+    const DOUBLED: Heir = Heir::Entries { kind: Kind::Hash, key_size: 4, value_size: 4, rewrite: doubled };
 
     #[test]
     fn ways_lead_over_every_schema_between_or_nowhere() {

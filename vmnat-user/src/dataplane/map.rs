@@ -1,7 +1,9 @@
 //! Names and types of the maps, as `vmnat-ebpf/src/maps.rs` declares them.
 
-/// Flows.
+/// Flows: the slots of the flow table.
 pub const FLOW: &str = "FLOW";
+/// Groups of the flow table.
+pub const FLOW_GROUP: &str = "FLOW_GROUP";
 /// Mappings.
 pub const MAPPING: &str = "MAPPING";
 /// Networks.
@@ -51,36 +53,51 @@ pub const SETTINGS: &str = "SETTINGS";
 /// Counters.
 pub const OUTCOMES: &str = "OUTCOMES";
 
-/// What the kernel calls a map's type (`enum bpf_map_type`).
-#[repr(u32)]
+/// What a map is: its type and its flags.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Kind {
     /// Entries by key, all of them preallocated.
-    Hash = 1,
+    Hash,
     /// Entries by number.
-    Array = 2,
-    /// The same for each CPU.
-    PerCpuArray = 6,
+    Array,
+    /// Entries by number, which processes may map into their memory.
+    MappedArray,
+    /// Entries by number, for each CPU its own.
+    PerCpuArray,
     /// As a hash; the oldest entries give way.
-    LruHash = 9,
+    LruHash,
     /// Entries by prefix, allocated as they come.
-    LpmTrie = 11,
+    LpmTrie,
 }
 
 impl Kind {
-    /// The flags with which such a map is made: `BPF_F_NO_PREALLOC` for a trie, none else.
+    /// What the kernel calls the type (`enum bpf_map_type`).
+    #[must_use]
+    pub const fn number(self) -> u32 {
+        match self {
+            Self::Hash => 1,
+            Self::Array | Self::MappedArray => 2,
+            Self::PerCpuArray => 6,
+            Self::LruHash => 9,
+            Self::LpmTrie => 11,
+        }
+    }
+
+    /// The flags with which such a map is made: `BPF_F_NO_PREALLOC` for a trie, `BPF_F_MMAPABLE`, or none.
     #[must_use]
     pub const fn flags(self) -> u32 {
         match self {
             Self::LpmTrie => 1,
+            Self::MappedArray => 1 << 10,
             _ => 0,
         }
     }
 }
 
 /// All of them.
-pub const ALL: [(&str, Kind); 25] = [
-    (FLOW, Kind::Hash),
+pub const ALL: [(&str, Kind); 26] = [
+    (FLOW, Kind::MappedArray),
+    (FLOW_GROUP, Kind::MappedArray),
     (MAPPING, Kind::Hash),
     (NETWORK, Kind::LpmTrie),
     (UNTRANSLATED, Kind::LpmTrie),

@@ -68,7 +68,7 @@ impl<K: Pod, V: Pod> Table<K, V> {
         let kind = map::ALL.iter().find(|(known, _)| *known == name).map(|(_, kind)| *kind);
         let kind = kind.with_context(|| format!("there is no map {name}"))?;
         let expected = MapShape {
-            kind: kind as u32,
+            kind: kind.number(),
             key_size: u32::try_from(size_of::<K>())?,
             value_size: u32::try_from(size_of::<V>())?,
             flags: kind.flags(),
@@ -78,6 +78,18 @@ impl<K: Pod, V: Pod> Table<K, V> {
             return Err(Error::UnknownLayout { path: pin, why }.into());
         }
         Ok(Self { fd, max_entries: found.max_entries, types: PhantomData })
+    }
+
+    /// The kernel's map.
+    #[must_use]
+    pub const fn fd(&self) -> &OwnedFd {
+        &self.fd
+    }
+
+    /// The kernel's map alone.
+    #[must_use]
+    pub fn into_fd(self) -> OwnedFd {
+        self.fd
     }
 
     /// The most entries that it holds.

@@ -14,7 +14,7 @@ use vmnat_common::{
     session::{Flags, Session},
 };
 use vmnat_tests::lab::{EXTERNAL, Lab, octets, traffic::Traffic, vmnat, vmnat::Hook, wait_until};
-use vmnat_user::{paths::Instance, tables::Tables};
+use vmnat_user::{flow_table::FlowTable, paths::Instance, tables::Tables};
 
 const MILLION: u32 = 1_000_000;
 
@@ -46,17 +46,16 @@ fn halves(number: u32, out_if: u32, now: u32) -> Result<[(FlowKey, Session); 2]>
 }
 
 fn fill(lab: &Lab, tables: &Tables) -> Result<()> {
+    let mut table = FlowTable::open(&Instance::default())?;
     let (out_if, now) = (lab.host.interface("enp3s0")?, tables.clock()?.stamp());
     let numbers: Vec<u32> = (0..MILLION).collect();
     for part in numbers.chunks(50_000) {
-        let (mut keys, mut values) = (Vec::new(), Vec::new());
+        let mut entries = Vec::new();
         for number in part {
-            for (key, value) in halves(*number, out_if, now)? {
-                keys.push(key);
-                values.push(value);
-            }
+            entries.extend(halves(*number, out_if, now)?);
         }
-        tables.flow.set_all(&keys, &values).context("fill the flow table")?;
+        let entries = entries.iter().map(|(key, session)| (key, session));
+        table.insert_all(entries).context("fill the flow table")?;
     }
     Ok(())
 }

@@ -11,12 +11,13 @@ use super::{PATIENCE, census::map_ids, upgrade::another_program};
 
 on_both_hooks!(what_has_another_layout_is_refused);
 
-const MAPS: &str = "/sys/fs/bpf/vmnat/default/v1/maps";
+const MAPS: &str = "/sys/fs/bpf/vmnat/default/v2/maps";
 const ASIDE: &str = "/sys/fs/bpf/aside";
 const HASH: u32 = 1;
 const LRU_HASH: u32 = 9;
 const ARRAY: u32 = 2;
 const NO_PREALLOC: u32 = 1;
+const MMAPABLE: u32 = 1 << 10;
 
 /// What is pinned under a map's name, and what is said of it.
 struct Stranger {
@@ -32,9 +33,9 @@ struct Stranger {
 fn strangers() -> [Stranger; 7] {
     let stranger = |map, shape, says, is_listed| Stranger { map, shape, says, is_listed };
     [
-        stranger("FLOW", [LRU_HASH, 16, 64, 524_288, 0], "its type is 9 instead of 1", true),
-        stranger("FLOW", [HASH, 12, 64, 524_288, 0], "its key size is 12 instead of 16", true),
-        stranger("FLOW", [HASH, 16, 72, 1_024, 0], "its value size is 72 instead of 64", true),
+        stranger("FLOW", [LRU_HASH, 16, 64, 524_288, 0], "its type is 9 instead of 2", true),
+        stranger("FLOW", [ARRAY, 4, 80, 524_288, 0], "its set of flags is 0 instead of 1024", true),
+        stranger("FLOW_GROUP", [ARRAY, 4, 72, 1_024, MMAPABLE], "its value size is 72 instead of 64", true),
         stranger("MAPPING", [HASH, 12, 16, 131_072, NO_PREALLOC], "its set of flags is 1 instead of 0", true),
         stranger("SETTINGS", [ARRAY, 4, 8, 1, 0], "its value size is 8 instead of", true),
         stranger("OUTCOMES", [ARRAY, 4, 8, 512, 0], "its type is 2 instead of 6", true),
@@ -77,13 +78,13 @@ fn what_has_another_layout_is_refused(hook: Hook) -> Result<()> {
     // No map at all.
     let pin = format!("{MAPS}/FLOW");
     fs::rename(&pin, ASIDE)?;
-    let program = rawbpf::object_get(Path::new("/sys/fs/bpf/vmnat/default/v1/progs/guard"))?;
+    let program = rawbpf::object_get(Path::new("/sys/fs/bpf/vmnat/default/v2/progs/guard"))?;
     rawbpf::object_pin(std::os::fd::AsFd::as_fd(&program), Path::new(&pin))?;
     refuses(&lab, &[&later, "up"], &pin, "its type")?;
     fs::rename(ASIDE, &pin)?;
     // Pins of versions that nobody knows.
     for (name, says) in
-        [("v2", "schema 2, and this program's of schema 1"), ("v0", "schema 0"), ("x", "no schema's")]
+        [("v3", "schema 3, and this program's of schema 2"), ("v0", "schema 0"), ("x", "no schema's")]
     {
         let folder = format!("/sys/fs/bpf/vmnat/default/{name}");
         fs::create_dir(&folder)?;
