@@ -1,4 +1,4 @@
-//! Who had a port last. It is known in an array, which cannot be emptied as `FLOW` and `MAPPING` can: where somebody does that,
+//! Who had a port last. It is known beside the flow table and `MAPPING`, which somebody may empty: where that happens,
 //! no port comes to another guest before it has rested (RFC 6888 REQ-8), and conversations go on where they were.
 //!
 //! Asked only when a mapping is claimed, and for segments from the world while the flow table's sentinel is missing.

@@ -8,8 +8,7 @@ use std::{
 };
 
 use anyhow::{Result, ensure};
-use bytemuck::Pod;
-use bytemuck::Zeroable as _;
+use bytemuck::{Pod, Zeroable as _};
 use vmnat_common::{SCHEMA_VERSION, flow_table::Line, mapping::MappingKey};
 use vmnat_tests::lab::{
     Lab, SERVER_ECHO,
