@@ -258,8 +258,8 @@ pub fn unpin(instance: &Instance) -> io::Result<bool> {
 }
 
 /// How many groups the flow table has, of two entries a flow.
-const fn flow_groups(options: LoadOptions) -> u32 {
-    groups_for(options.flows.saturating_mul(2))
+fn flow_groups(options: LoadOptions) -> u32 {
+    groups_for(options.flows.max(1).saturating_mul(2))
 }
 
 /// The sizes of maps that depend on the options.
