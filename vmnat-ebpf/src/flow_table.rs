@@ -57,15 +57,13 @@ pub fn find(key: &FlowKey) -> Option<&'static mut Entry> {
 #[inline(always)]
 pub fn find_at_once(key: &FlowKey) -> Option<&'static mut Entry> {
     let [one, other] = words(key);
-    let hash = hash(one, other)?;
-    let group = hash.way().group(groups());
-    let word = word(group).map(load)?;
-    let slots = slots_with(word, hash.fingerprint());
+    let First { hash, group, seen, .. } = First::of(one, other)?;
+    let slots = slots_with(seen, hash.fingerprint());
     let first = group * GROUP + lowest(slots);
     let is_here = slots != 0 && entry(first).is_some_and(|entry| words(&entry.key) == [one, other]);
     let at = if is_here {
         first
-    } else if slots == 0 && !is_passed(word) {
+    } else if slots == 0 && !is_passed(seen) {
         return None;
     } else {
         flow_seek(one, other)
@@ -102,6 +100,25 @@ pub fn remove(key: &FlowKey) -> bool {
     }
 }
 
+/// The first of a key's groups.
+struct First {
+    hash: Hash,
+    group: u32,
+    word: *mut u64,
+    /// What stood in the word.
+    seen: u64,
+}
+
+impl First {
+    #[inline(always)]
+    fn of(one: u64, other: u64) -> Option<Self> {
+        let hash = hash(one, other)?;
+        let group = hash.way().group(groups());
+        let word = word(group)?;
+        Some(Self { hash, group, word, seen: load(word) })
+    }
+}
+
 /// A search in hand. Not on the stack, where there is no room for it.
 #[repr(C)]
 pub struct Search {
@@ -121,16 +138,14 @@ pub struct Search {
 #[unsafe(no_mangle)]
 #[inline(never)]
 pub extern "C" fn flow_seek(one: u64, other: u64) -> u32 {
-    let Some(hash) = hash(one, other) else { return NOWHERE };
-    let group = hash.way().group(groups());
-    let Some(word) = word(group).map(load) else { return NOWHERE };
-    let slots = slots_with(word, hash.fingerprint());
+    let Some(First { hash, group, seen, .. }) = First::of(one, other) else { return NOWHERE };
+    let slots = slots_with(seen, hash.fingerprint());
     let at = group * GROUP + lowest(slots);
     // Nearly always it is here, or nowhere.
     if slots != 0 && entry(at).is_some_and(|entry| words(&entry.key) == [one, other]) {
         return at;
     }
-    if slots & slots.wrapping_sub(1) == 0 && !is_passed(word) {
+    if slots & slots.wrapping_sub(1) == 0 && !is_passed(seen) {
         return NOWHERE;
     }
     let Some(place) = begin(one, other) else { return NOWHERE };
@@ -146,13 +161,12 @@ pub fn foresee(key: &FlowKey) {
     flow_foresee(one, other);
 }
 
+/// See [`foresee`].
 #[unsafe(no_mangle)]
 #[inline(never)]
 pub extern "C" fn flow_foresee(one: u64, other: u64) -> u32 {
-    let Some(hash) = hash(one, other) else { return 0 };
-    let group = hash.way().group(groups());
-    let Some(word) = word(group).map(load) else { return 0 };
-    let free = slots_with(word, FREE);
+    let Some(First { group, seen, .. }) = First::of(one, other) else { return 0 };
+    let free = slots_with(seen, FREE);
     if let Some(entry) = entry(group * GROUP + lowest(free)) {
         load(&raw mut entry.session.bytes);
         // SAFETY: in the same entry; what it reads is not used.
@@ -166,10 +180,7 @@ pub extern "C" fn flow_foresee(one: u64, other: u64) -> u32 {
 #[unsafe(no_mangle)]
 #[inline(never)]
 pub extern "C" fn flow_insert_first(one: u64, other: u64) -> u32 {
-    let Some(hash) = hash(one, other) else { return ELSEWHERE };
-    let group = hash.way().group(groups());
-    let Some(word) = word(group) else { return ELSEWHERE };
-    let seen = load(word);
+    let Some(First { hash, group, word, seen }) = First::of(one, other) else { return ELSEWHERE };
     let free = slots_with(seen, FREE);
     if free == 0 || is_passed(seen) || slots_with(seen, hash.fingerprint()) != 0 {
         return ELSEWHERE;
@@ -194,10 +205,7 @@ pub extern "C" fn flow_insert_first(one: u64, other: u64) -> u32 {
 #[unsafe(no_mangle)]
 #[inline(never)]
 pub extern "C" fn flow_remove_first(one: u64, other: u64) -> u32 {
-    let Some(hash) = hash(one, other) else { return ABSENT };
-    let group = hash.way().group(groups());
-    let Some(word) = word(group) else { return ABSENT };
-    let seen = load(word);
+    let Some(First { hash, group, word, seen }) = First::of(one, other) else { return ABSENT };
     let slots = slots_with(seen, hash.fingerprint());
     if slots == 0 && !is_passed(seen) {
         return ABSENT;
