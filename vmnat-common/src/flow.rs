@@ -118,19 +118,6 @@ impl FlowKey {
     pub const fn remote(&self) -> Endpoint {
         if self.side == Side::Guest as u8 { self.destination_endpoint() } else { self.source_endpoint() }
     }
-
-    /// A 32-bit tag of the key.
-    ///
-    /// A preallocated map element is reused at once after deletion, so a reader may find another flow's value
-    /// behind its pointer. The value carries this tag; a reader compares it after reading.
-    #[must_use]
-    pub const fn tag(&self) -> u32 {
-        let mut tag = self.source.to_wire();
-        tag = tag.rotate_left(7) ^ self.destination.to_wire().wrapping_mul(0x9e37_79b1);
-        let ports = ((self.source_port.to_wire() as u32) << 16) | self.destination_port.to_wire() as u32;
-        tag = tag.rotate_left(11) ^ ports.wrapping_mul(0x85eb_ca6b);
-        tag ^ (((self.protocol as u32) << 8) | self.side as u32)
-    }
 }
 
 #[cfg(test)]
@@ -158,15 +145,6 @@ mod tests {
             prop_assert_eq!(guest.near(), internal);
             prop_assert_eq!(guest.reverse(external).near(), external);
             prop_assert_eq!(guest.remote(), guest.reverse(external).remote());
-        }
-
-        #[test]
-        fn tag_differs_between_the_sides(internal in endpoint(), external in endpoint(), remote in endpoint()) {
-            let guest = FlowKey::guest(Protocol::Udp, internal, remote);
-            let mut other = guest;
-            other.side = Side::Uplink as u8;
-            prop_assert_ne!(guest.tag(), other.tag());
-            let _ = external;
         }
     }
 }

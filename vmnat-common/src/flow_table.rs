@@ -9,7 +9,7 @@
 //! Nobody waits for anybody: a slot is reserved by one exchange of the word, filled, and published by another; who takes an entry out
 //! reserves its slot, looks whether it is still that entry's, and frees it. Two that insert one key at once both look again after they
 //! have published; who sees the other takes its own back. A reader may hold an entry while it goes and its slot is used anew, as with every table whose entries are reused at
-//! once; hence [`crate::session::Session::tag`].
+//! once; the key lies in the same line as its session and is written before it, so whoever compares it last holds what was its own an instant ago.
 
 #![expect(
     clippy::arithmetic_side_effects,
@@ -57,7 +57,7 @@ pub struct Entry {
     pub session: Session,
 }
 
-const _: () = assert!(size_of::<Entry>() == 80);
+const _: () = assert!(size_of::<Entry>() == 64);
 
 /// A value of `FLOW_GROUP`: the words of eight groups; the first line is the table's [`Head`].
 #[repr(C)]

@@ -47,4 +47,4 @@ pub use crate::{
 };
 
 /// Version of every layout in this crate; part of the pin path (`/sys/fs/bpf/vmnat/<instance>/v<N>`).
-pub const SCHEMA_VERSION: u32 = 2;
+pub const SCHEMA_VERSION: u32 = 3;

@@ -33,6 +33,8 @@ impl Seen {
     pub const FIN: u8 = 4;
     /// The last segment was a RST.
     pub const RST: u8 = 8;
+    /// All of them. What else stands in the byte is not this rule's, and stays.
+    const ALL: u8 = Self::SYN | Self::ACK | Self::FIN | Self::RST;
 }
 
 /// What a segment with `flags` leaves of a direction that has `seen`.
@@ -44,7 +46,8 @@ pub const fn observe(seen: u8, flags: u8) -> u8 {
     let kept = seen & !Seen::RST;
     if flags & flag::SYN != 0 {
         // A SYN on a closing tuple opens it again (RFC 9293 section 3.6.1).
-        return if seen & (Seen::FIN | Seen::RST) != 0 { Seen::SYN } else { kept | Seen::SYN };
+        let reopened = seen & (Seen::FIN | Seen::RST) != 0;
+        return if reopened { kept & !Seen::ALL | Seen::SYN } else { kept | Seen::SYN };
     }
     let fin = if flags & flag::FIN != 0 { Seen::FIN } else { 0 };
     let ack = if flags & flag::ACK != 0 { Seen::ACK } else { 0 };

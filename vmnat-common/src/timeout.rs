@@ -89,7 +89,7 @@ impl Timeouts {
                 Stage::Reset => self.tcp_reset,
             },
             Some(Protocol::Udp) if life.remote_port.number() == 53 => self.udp_dns,
-            Some(Protocol::Udp) if life.is_replied() => self.udp_replied,
+            Some(Protocol::Udp) if life.is_replied => self.udp_replied,
             Some(Protocol::Udp) => self.udp_unreplied,
             Some(Protocol::Icmp) => self.icmp,
             Some(Protocol::Dccp | Protocol::Sctp | Protocol::UdpLite) | None => self.other,
@@ -108,25 +108,17 @@ pub struct Life {
     pub outbound_seen: u8,
     /// [`Seen`] bits of the remote's direction.
     pub inbound_seen: u8,
-    /// Packets from the guest.
-    pub outbound_packets: u64,
-    /// Packets from the remote.
-    pub inbound_packets: u64,
+    /// Both directions have carried a packet.
+    pub is_replied: bool,
 }
 
 impl Life {
-    /// True when both directions have carried a packet.
-    #[must_use]
-    pub const fn is_replied(&self) -> bool {
-        self.outbound_packets > 0 && self.inbound_packets > 0
-    }
-
     /// The word for it in listings.
     #[must_use]
     pub const fn name(&self) -> &'static str {
         match Protocol::from_number(self.protocol) {
             Some(Protocol::Tcp) => stage(self.outbound_seen, self.inbound_seen).name(),
-            _ if self.is_replied() => "replied",
+            _ if self.is_replied => "replied",
             _ => "unreplied",
         }
     }
@@ -147,29 +139,28 @@ mod tests {
 
     use super::*;
 
-    fn life(protocol: Protocol, remote_port: u16, seen: (u8, u8), packets: (u64, u64)) -> Life {
+    fn life(protocol: Protocol, remote_port: u16, seen: (u8, u8), is_replied: bool) -> Life {
         Life {
             protocol: protocol.number(),
             remote_port: Port::new(remote_port),
             outbound_seen: seen.0,
             inbound_seen: seen.1,
-            outbound_packets: packets.0,
-            inbound_packets: packets.1,
+            is_replied,
         }
     }
 
     #[test]
     fn every_kind_has_its_own_timeout() {
         let t = Timeouts::SECONDS;
-        assert_eq!(t.of(&life(Protocol::Tcp, 80, (Seen::SYN, 0), (1, 0))), 240);
-        assert_eq!(t.of(&life(Protocol::Tcp, 80, (3, 3), (2, 2))), 432_000);
-        assert_eq!(t.of(&life(Protocol::Tcp, 80, (7, 3), (2, 2))), 240);
-        assert_eq!(t.of(&life(Protocol::Tcp, 80, (7, 7), (2, 2))), 120);
-        assert_eq!(t.of(&life(Protocol::Tcp, 80, (3, 11), (2, 2))), 240);
-        assert_eq!(t.of(&life(Protocol::Udp, 5000, (0, 0), (1, 0))), 120);
-        assert_eq!(t.of(&life(Protocol::Udp, 5000, (0, 0), (1, 1))), 300);
-        assert_eq!(t.of(&life(Protocol::Udp, 53, (0, 0), (1, 1))), 30);
-        assert_eq!(t.of(&life(Protocol::Icmp, 8, (0, 0), (1, 1))), 60);
+        assert_eq!(t.of(&life(Protocol::Tcp, 80, (Seen::SYN, 0), false)), 240);
+        assert_eq!(t.of(&life(Protocol::Tcp, 80, (3, 3), true)), 432_000);
+        assert_eq!(t.of(&life(Protocol::Tcp, 80, (7, 3), true)), 240);
+        assert_eq!(t.of(&life(Protocol::Tcp, 80, (7, 7), true)), 120);
+        assert_eq!(t.of(&life(Protocol::Tcp, 80, (3, 11), true)), 240);
+        assert_eq!(t.of(&life(Protocol::Udp, 5000, (0, 0), false)), 120);
+        assert_eq!(t.of(&life(Protocol::Udp, 5000, (0, 0), true)), 300);
+        assert_eq!(t.of(&life(Protocol::Udp, 53, (0, 0), true)), 30);
+        assert_eq!(t.of(&life(Protocol::Icmp, 8, (0, 0), true)), 60);
     }
 
     #[test]

@@ -8,10 +8,11 @@ use vmnat_common::{
         Entry, FREE, GROUP, Hash, ONE_PAST, PROBES, RESERVED, Way, byte_of, is_passed, lowest, may_pass,
         place, slots_with, with_byte,
     },
+    session::{Carry, Session, Traffic},
 };
 
 use crate::{
-    maps::{FLOW, FLOW_GROUP, FLOW_GROUPS, SEARCH},
+    maps::{FLOW, FLOW_CARRY, FLOW_GROUP, FLOW_GROUPS, SEARCH},
     session,
 };
 
@@ -50,7 +51,7 @@ pub enum Refusal {
 #[inline(always)]
 pub fn find(key: &FlowKey) -> Option<&'static mut Entry> {
     let [one, other] = words(key);
-    entry(flow_seek(one, other))
+    own(flow_seek(one, other), [one, other])
 }
 
 /// The same for the packet's own flow: without a call where it is in the first of its groups, as nearly all are.
@@ -59,16 +60,49 @@ pub fn find_at_once(key: &FlowKey) -> Option<&'static mut Entry> {
     let [one, other] = words(key);
     let First { hash, group, seen, .. } = First::of(one, other)?;
     let slots = slots_with(seen, hash.fingerprint());
-    let first = group * GROUP + lowest(slots);
-    let is_here = slots != 0 && entry(first).is_some_and(|entry| words(&entry.key) == [one, other]);
-    let at = if is_here {
-        first
-    } else if slots == 0 && !is_passed(seen) {
+    if slots == 0 && !is_passed(seen) {
         return None;
-    } else {
-        flow_seek(one, other)
-    };
-    entry(at)
+    }
+    let first = if slots == 0 { NOWHERE } else { group * GROUP + lowest(slots) };
+    own(first, [one, other]).or_else(|| find(key))
+}
+
+/// The entry in a slot, if that is the key's. Compared where it is used: the slot of a search may be another's by then.
+#[inline(always)]
+fn own(at: u32, key: [u64; 2]) -> Option<&'static mut Entry> {
+    entry(at).filter(|entry| words(&entry.key) == key)
+}
+
+/// What went in the direction of a session with this key.
+#[inline(always)]
+pub fn traffic(key: &FlowKey, session: &Session) -> Traffic {
+    let [one, other] = words(key);
+    let carry = if session.carries() { FLOW_CARRY.get_ptr_mut(flow_seek(one, other)) } else { None };
+    // SAFETY: the kernel keeps an array's element readable for the program's run.
+    session.traffic(carry.map_or(Carry::default(), |carry| unsafe { *carry }))
+}
+
+/// Adds one to the upper halves of a session's counters that are over; true when that is done, and the session has a carry.
+#[inline(always)]
+pub fn carry(key: &FlowKey, session: &Session, is_packet_over: bool, is_byte_over: bool) -> bool {
+    let [one, other] = words(key);
+    let over = u32::from(is_packet_over) | u32::from(is_byte_over) << 1;
+    flow_carry(one, other, over, u32::from(session.carries())) == DONE
+}
+
+/// See [`carry`].
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn flow_carry(one: u64, other: u64, over: u32, carries: u32) -> u32 {
+    let Some(carry) = FLOW_CARRY.get_ptr_mut(flow_seek(one, other)) else { return ABSENT };
+    // SAFETY: as in `entry`.
+    let carry = unsafe { &mut *carry };
+    if carries == 0 {
+        *carry = Carry::default();
+    }
+    carry.packets = carry.packets.wrapping_add(over & 1);
+    carry.bytes = carry.bytes.wrapping_add(over >> 1);
+    DONE
 }
 
 /// Inserts the half of a session that stands in the draft, unless the key is there.
@@ -168,8 +202,7 @@ pub extern "C" fn flow_foresee(one: u64, other: u64) -> u32 {
     let Some(First { group, seen, .. }) = First::of(one, other) else { return 0 };
     let free = slots_with(seen, FREE);
     if let Some(entry) = entry(group * GROUP + lowest(free)) {
-        load(&raw mut entry.session.bytes);
-        // SAFETY: in the same entry; what it reads is not used.
+        // SAFETY: the entry is the map's; what is read is not used.
         unsafe { (&raw const entry.key.source).cast::<u32>().read_volatile() };
     }
     0
@@ -528,7 +561,7 @@ fn word(group: u32) -> Option<*mut u64> {
 fn entry(at: u32) -> Option<&'static mut Entry> {
     let entry = FLOW.get_ptr_mut(at)?;
     // SAFETY: the kernel keeps an array's element readable and writable for the program's run. Two CPUs on one may lose a count to
-    // each other, or find another flow there than they looked for: who searches compares the key, and who found it the tag.
+    // each other, or find another flow there than they looked for: who searches compares the key.
     Some(unsafe { &mut *entry })
 }
 

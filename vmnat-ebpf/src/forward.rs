@@ -14,7 +14,7 @@ use vmnat_common::{
     flow::{FlowKey, Side},
     forward::{Forward, ForwardCount, ForwardFlags, STEPS, Search, Source, SourceKey, place},
     port_range::{NO_POOL, bit_of, pool_base},
-    session::{Flags, Session},
+    session::{Flags, Traffic},
     tcp_state::flag,
 };
 
@@ -281,12 +281,12 @@ pub fn count_connection(id: u32) {
 
 /// Adds what went through a session that ends to its forward's counts.
 #[inline(always)]
-pub fn settle_account(packets_out: u64, bytes_out: u64, uplink: &Session) {
-    count(uplink.forward(), |count| {
-        count.packets_in = count.packets_in.wrapping_add(uplink.packets);
-        count.bytes_in = count.bytes_in.wrapping_add(uplink.bytes);
-        count.packets_out = count.packets_out.wrapping_add(packets_out);
-        count.bytes_out = count.bytes_out.wrapping_add(bytes_out);
+pub fn settle_account(id: u32, outbound: Traffic, inbound: Traffic) {
+    count(id, |count| {
+        count.packets_in = count.packets_in.wrapping_add(inbound.packets);
+        count.bytes_in = count.bytes_in.wrapping_add(inbound.bytes);
+        count.packets_out = count.packets_out.wrapping_add(outbound.packets);
+        count.bytes_out = count.bytes_out.wrapping_add(outbound.bytes);
     });
 }
 

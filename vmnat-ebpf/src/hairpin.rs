@@ -74,11 +74,11 @@ fn turned(ctx: &TcContext, packet: &Packet, session: &Session) -> Result<Outcome
     let own = session.rewritten();
     let side = if own == packet.key.source_endpoint() { Side::Across } else { Side::Uplink };
     let key = FlowKey::new(packet.key.protocol, side, own, packet.key.destination_endpoint());
-    let onward = if let Some(onward) = session::find(&key)? {
+    let onward = if let Some(onward) = session::find(&key) {
         onward
     } else {
         forward::open_turned(ctx, packet, &key)?;
-        session::find(&key)?.ok_or(Outcome::StaleFlow)?
+        session::find(&key).ok_or(Outcome::StaleFlow)?
     };
     let now = settings::jiffies();
     let epoch = settings::get()?.epoch(now);
@@ -88,9 +88,9 @@ fn turned(ctx: &TcContext, packet: &Packet, session: &Session) -> Result<Outcome
     if packet.size > u32::from(onward.mtu) {
         return Err(Outcome::InboundTooBig);
     }
-    session::touch(ctx, onward, packet, now);
+    session::touch(ctx, &key, onward, packet, now);
     mss::clamp(ctx, packet, onward.mtu);
-    rewrite::both(ctx, packet, Change::of(session), Change::of(onward))?;
+    rewrite::both(ctx, packet, Change::of(session, packet.key.source_endpoint()), Change::of(onward, packet.key.destination_endpoint()))?;
     route::to_guest(ctx, onward)?;
     Ok(Outcome::Hairpin)
 }

@@ -34,7 +34,7 @@ pub fn concerns_guest(ctx: &TcContext, packet: &Packet) -> bool {
         return false;
     }
     let key = FlowKey::new(quote.protocol, Side::Uplink, quote.destination, quote.source);
-    matches!(session::find(&key), Ok(Some(session)) if !session.has(Flags::HOST))
+    session::find(&key).is_some_and(|session| !session.has(Flags::HOST))
 }
 
 /// Sends an error of the world to the guest whose flow it quotes. The quote is a packet that left: its source is the
@@ -44,14 +44,14 @@ pub fn inbound(ctx: &TcContext, packet: &Packet) -> Result<Outcome, Outcome> {
     let mut quote = Quote::default();
     parse::quote(ctx, packet, &mut quote).map_err(|()| Outcome::NoFlow)?;
     let key = FlowKey::new(quote.protocol, Side::Uplink, quote.destination, quote.source);
-    let session = session::find(&key)?.ok_or(Outcome::NoFlow)?;
+    let session = session::find(&key).ok_or(Outcome::NoFlow)?;
     if session.has(Flags::HOST) || packet.key.destination != quote.source.address {
         return Err(Outcome::NoFlow);
     }
     if packet.ttl() <= 1 {
         return Err(Outcome::InboundTtlExpired);
     }
-    let change = Change::of(session);
+    let change = Change::of(session, quote.source);
     rewrite::quoted_source(ctx, packet, &quote, change)?;
     rewrite::outer_destination(ctx, packet, change)?;
     route::to_guest(ctx, session)?;
@@ -65,12 +65,12 @@ pub fn outbound(ctx: &TcContext, packet: &Packet) -> Result<Outcome, Outcome> {
     let mut quote = Quote::default();
     parse::quote(ctx, packet, &mut quote).map_err(|()| Outcome::ErrorWithoutFlow)?;
     let key = FlowKey::new(quote.protocol, Side::Guest, quote.destination, quote.source);
-    let session = session::find(&key)?.ok_or(Outcome::ErrorWithoutFlow)?;
+    let session = session::find(&key).ok_or(Outcome::ErrorWithoutFlow)?;
     let (source, destination) = (packet.key.source, packet.key.destination);
     if source != quote.destination.address || destination != quote.source.address {
         return Err(Outcome::ErrorWithoutFlow);
     }
-    let change = Change::of(session);
+    let change = Change::of(session, quote.destination);
     // Found before a byte is changed: the host may yet get the packet as its own.
     let onward = if session.has(Flags::HAIRPIN) { Some(onward(&quote, change)?) } else { None };
     rewrite::quoted_destination(ctx, packet, &quote, change)?;
@@ -100,8 +100,8 @@ fn disguised(ctx: &TcContext, packet: &Packet) -> Result<Outcome, Outcome> {
         return Ok(Outcome::Clean);
     }
     let key = FlowKey::new(quote.protocol, Side::Guest, quote.destination, quote.source);
-    let session = session::find(&key)?.ok_or(Outcome::LeakedSource)?;
-    rewrite::quoted_destination(ctx, packet, &quote, Change::of(session))?;
+    let session = session::find(&key).ok_or(Outcome::LeakedSource)?;
+    rewrite::quoted_destination(ctx, packet, &quote, Change::of(session, quote.destination))?;
     Ok(Outcome::Disguised)
 }
 
@@ -111,7 +111,7 @@ fn onward(quote: &Quote, change: Change) -> Result<&'static Session, Outcome> {
     let called = Endpoint::new(change.address, change.port);
     let side = if called == quote.destination { Side::Across } else { Side::Uplink };
     let key = FlowKey::new(quote.protocol, side, called, quote.source);
-    session::find(&key)?.map(|session| &*session).ok_or(Outcome::ErrorWithoutFlow)
+    session::find(&key).map(|session| &*session).ok_or(Outcome::ErrorWithoutFlow)
 }
 
 /// Takes an error about a packet that turned round on the host to the guest that had sent it. The quote's destination is
@@ -124,7 +124,7 @@ fn turn(
     change: Change,
     onward: &Session,
 ) -> Result<Outcome, Outcome> {
-    let back = Change::of(onward);
+    let back = Change::of(onward, quote.source);
     rewrite::quoted_source(ctx, packet, quote, back)?;
     rewrite::outer_both(ctx, packet, change, back)?;
     route::to_guest(ctx, onward)?;

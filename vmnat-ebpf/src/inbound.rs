@@ -26,12 +26,12 @@ pub fn at_uplink(ctx: &TcContext) -> Result<Outcome, Outcome> {
     let mut packet = Packet::unread();
     parse::ipv4(ctx, Side::Uplink, &mut packet)?;
     fragment::recall(ctx, &mut packet, Place::Uplink);
-    let found = if packet.tracked.is_ok() { session::find_at_once(&packet.key)? } else { None };
+    let found = if packet.tracked.is_ok() { session::find_at_once(&packet.key) } else { None };
     let session = if let Some(session) = found {
         session
     } else {
         invite(ctx, &packet)?;
-        session::find(&packet.key)?.ok_or(Outcome::StaleFlow)?
+        session::find(&packet.key).ok_or(Outcome::StaleFlow)?
     };
     let now = settings::jiffies();
     if session.has(Flags::HOST) {
@@ -45,12 +45,12 @@ pub fn at_uplink(ctx: &TcContext) -> Result<Outcome, Outcome> {
     if let Err(reason) = fits(&packet, session) {
         return Err(room::send_worlds(ctx, &packet, reason));
     }
-    session::touch(ctx, session, &packet, now);
+    session::touch(ctx, &packet.key, session, &packet, now);
     if packet.is_fragment() {
         fragment::carry(ctx, &packet, Place::Uplink, session.address)?;
     }
     mss::clamp_inbound(ctx, &packet, session);
-    rewrite::destination(ctx, &packet, Change::of(session))?;
+    rewrite::destination(ctx, &packet, Change::of(session, packet.key.destination_endpoint()))?;
     route::to_guest(ctx, session)?;
     Ok(Outcome::TranslatedInbound)
 }
@@ -86,7 +86,7 @@ fn concerns_guests(ctx: &TcContext) -> Result<(), Outcome> {
         return Ok(());
     }
     let concerns = match packet.tracked {
-        Ok(()) => match session::find(&packet.key)? {
+        Ok(()) => match session::find(&packet.key) {
             Some(session) if session.has(Flags::HOST) => {
                 session.last_seen = settings::jiffies() as u32;
                 false

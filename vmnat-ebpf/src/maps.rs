@@ -22,6 +22,7 @@ use vmnat_common::{
     port_range::{OWNERS, POOL_WORDS},
     quota::Guest,
     service::{Service, ServiceKey},
+    session::Carry,
     settings::Settings,
     station::{Station, StationKey},
     uplink::Uplink,
@@ -46,6 +47,10 @@ pub static FLOW: Array<Entry> = Array::with_max_entries(GROUPS * GROUP, BPF_F_MM
 /// Groups of the flow table, and in the first line its head.
 #[map]
 pub static FLOW_GROUP: Array<Line> = Array::with_max_entries(lines_for(GROUPS), BPF_F_MMAPABLE);
+
+/// Upper halves of flows' counters, by slot.
+#[map]
+pub static FLOW_CARRY: Array<Carry> = Array::with_max_entries(GROUPS * GROUP, 0);
 
 /// Mappings, two entries each.
 #[map]

@@ -53,7 +53,7 @@ fn translate(ctx: &TcContext) -> Result<Outcome, Outcome> {
     let now = settings::jiffies();
     let settings = settings::get()?;
     let epoch = settings.epoch(now);
-    let found = if packet.tracked.is_ok() { session::find_at_once(&packet.key)? } else { None };
+    let found = if packet.tracked.is_ok() { session::find_at_once(&packet.key) } else { None };
     let session = match found {
         Some(session) if session::is_current(ctx, &packet, session, epoch) => session,
         found => {
@@ -75,7 +75,7 @@ fn translate(ctx: &TcContext) -> Result<Outcome, Outcome> {
                 if let Err(reason) = open(ctx, &packet, port) {
                     return Err(room::refuse(ctx, &packet, reason));
                 }
-                session::find(&packet.key)?.ok_or(Outcome::StaleFlow)?
+                session::find(&packet.key).ok_or(Outcome::StaleFlow)?
             }
         }
     };
@@ -83,7 +83,7 @@ fn translate(ctx: &TcContext) -> Result<Outcome, Outcome> {
     if !turns && let Err(reason) = fits(&packet, session) {
         return Err(room::send_guests(ctx, &packet, reason));
     }
-    session::touch(ctx, session, &packet, now);
+    session::touch(ctx, &packet.key, session, &packet, now);
     if packet.is_fragment() {
         fragment::carry(ctx, &packet, Place::Guest, session.address)?;
     }
@@ -91,7 +91,7 @@ fn translate(ctx: &TcContext) -> Result<Outcome, Outcome> {
         return Ok(hairpin::turn(ctx, &packet, session));
     }
     mss::clamp(ctx, &packet, session.mtu);
-    rewrite::source(ctx, &packet, Change::of(session))?;
+    rewrite::source(ctx, &packet, Change::of(session, packet.key.source_endpoint()))?;
     verdict::leave(ctx, Mark::translated(settings));
     next_hop::leave(ctx, &packet, session, now)?;
     Ok(Outcome::TranslatedOutbound)

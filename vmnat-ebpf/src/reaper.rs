@@ -64,7 +64,7 @@ fn decide(ctx: &TcContext, slot: usize, mode: Mode, settings: &Settings, now: u3
     }
     let Ok(mut key) = ctx.load::<FlowKey>(slot) else { return Verdict::Absent };
     key.reserved = 0;
-    let Ok(Some(session)) = session::find(&key) else { return Verdict::Absent };
+    let Some(session) = session::find(&key) else { return Verdict::Absent };
     if key.side == Side::Guest as u8 {
         flow(&key, session, mode, settings, now)
     } else {
@@ -82,18 +82,17 @@ fn flow(key: &FlowKey, session: &Session, mode: Mode, settings: &Settings, now: 
 
 #[inline(always)]
 fn has_expired(key: &FlowKey, session: &Session, settings: &Settings, now: u32) -> bool {
-    let back = session::find(&key.reverse(session.rewritten())).ok().flatten();
-    let (inbound_seen, inbound_packets, inbound_age) = match back {
-        Some(back) => (back.tcp_seen, back.packets, age(now, back.last_seen)),
-        None => (0, 0, u32::MAX),
+    let back = session::find(&key.reverse(session.rewritten()));
+    let (inbound_seen, is_answered, inbound_age) = match back {
+        Some(back) => (back.tcp_seen, back.has_packets(), age(now, back.last_seen)),
+        None => (0, false, u32::MAX),
     };
     let life = Life {
         protocol: key.protocol,
         remote_port: key.destination_port,
         outbound_seen: session.tcp_seen,
         inbound_seen,
-        outbound_packets: session.packets,
-        inbound_packets,
+        is_replied: session.has_packets() & is_answered,
     };
     let idle = inbound_age.min(age(now, session.last_seen));
     idle >= settings.timeouts.of(&life)
@@ -103,7 +102,7 @@ fn has_expired(key: &FlowKey, session: &Session, settings: &Settings, now: u32) 
 #[inline(always)]
 fn uplink_half(key: &FlowKey, session: &Session, mode: Mode, settings: &Settings, now: u32) -> Verdict {
     let guest = key.reverse(session.rewritten());
-    if let Ok(Some(forward)) = session::find(&guest)
+    if let Some(forward) = session::find(&guest)
         && forward.rewritten() == key.destination_endpoint()
     {
         return if mode == Mode::Remove && session::remove(&guest, forward) {

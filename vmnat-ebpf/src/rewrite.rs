@@ -8,8 +8,9 @@ use aya_ebpf::{
     bindings::BPF_F_MARK_MANGLED_0, helpers::generated::bpf_skb_change_head, programs::TcContext,
 };
 use vmnat_common::{
-    Address, Mac, Outcome, Port, checksum,
-    endpoint::Protocol,
+    Address, Mac, Outcome, Port,
+    checksum::{self, address_diff, port_diff},
+    endpoint::{Endpoint, Protocol},
     session::Session,
     wire::{ethernet, icmp, ipv4, tcp, udp, udplite},
 };
@@ -32,12 +33,12 @@ pub struct Change {
 impl Change {
     /// What a session does to the near endpoint.
     #[inline(always)]
-    pub fn of(session: &Session) -> Self {
+    pub fn of(session: &Session, near: Endpoint) -> Self {
         Self {
             address: session.address,
             port: session.port,
-            address_diff: session.address_diff,
-            port_diff: session.port_diff,
+            address_diff: address_diff(near.address, session.address),
+            port_diff: port_diff(near.port, session.port),
         }
     }
 }

@@ -114,14 +114,14 @@ pub fn outward(ctx: &TcContext) -> Result<Outcome, Outcome> {
     }
     fragment::recall(ctx, &mut packet, Place::GuestOrdered);
     packet.tracked?;
-    let session = if let Some(session) = session::find(&packet.key)? {
+    let session = if let Some(session) = session::find(&packet.key) {
         session
     } else {
         judge(ctx, &mut packet)?;
         outbound::open(ctx, &packet, bridge_of(packet.key.source)?)?;
-        session::find(&packet.key)?.ok_or(Outcome::StaleFlow)?
+        session::find(&packet.key).ok_or(Outcome::StaleFlow)?
     };
-    session::touch(ctx, session, &packet, settings::jiffies());
+    session::touch(ctx, &packet.key, session, &packet, settings::jiffies());
     if packet.is_fragment() {
         fragment::carry(ctx, &packet, Place::GuestOrdered, session.address)?;
     }
@@ -132,7 +132,7 @@ pub fn outward(ctx: &TcContext) -> Result<Outcome, Outcome> {
         return Err(Outcome::TooBigToFragment);
     }
     mss::clamp(ctx, &packet, session.mtu);
-    rewrite::source(ctx, &packet, Change::of(session))?;
+    rewrite::source(ctx, &packet, Change::of(session, packet.key.source_endpoint()))?;
     verdict::leave(ctx, Mark::translated(settings::get()?));
     route::to_neighbour(session.out_if, session.next_hop);
     Ok(Outcome::TranslatedOutbound)
@@ -179,7 +179,7 @@ pub fn inward(ctx: &TcContext) -> Result<Outcome, Outcome> {
         return Ok(answered);
     }
     fragment::recall(ctx, &mut packet, Place::UplinkOrdered);
-    let found = if packet.tracked.is_ok() { session::find(&packet.key)? } else { None };
+    let found = if packet.tracked.is_ok() { session::find(&packet.key) } else { None };
     let session = if let Some(session) = found {
         session
     } else {
@@ -189,7 +189,7 @@ pub fn inward(ctx: &TcContext) -> Result<Outcome, Outcome> {
             Err(Outcome::NoFlow) => return give_back(ctx, via),
             Err(reason) => return Err(reason),
         }
-        session::find(&packet.key)?.ok_or(Outcome::StaleFlow)?
+        session::find(&packet.key).ok_or(Outcome::StaleFlow)?
     };
     if session.has(Flags::HOST) {
         return give_back(ctx, fragment::came_by(ctx, &packet));
@@ -203,12 +203,12 @@ pub fn inward(ctx: &TcContext) -> Result<Outcome, Outcome> {
     if session.epoch != epoch {
         session::follow_lease(session, epoch);
     }
-    session::touch(ctx, session, &packet, now);
+    session::touch(ctx, &packet.key, session, &packet, now);
     if packet.is_fragment() {
         fragment::carry(ctx, &packet, Place::UplinkOrdered, session.address)?;
     }
     mss::clamp_inbound(ctx, &packet, session);
-    rewrite::destination(ctx, &packet, Change::of(session))?;
+    rewrite::destination(ctx, &packet, Change::of(session, packet.key.destination_endpoint()))?;
     route::to_guest(ctx, session)?;
     Ok(Outcome::TranslatedInbound)
 }
@@ -238,8 +238,8 @@ fn told_world(ctx: &TcContext, packet: &Packet) -> Result<Outcome, Outcome> {
         return Err(Outcome::ErrorWithoutFlow);
     }
     let key = FlowKey::new(quote.protocol, Side::Uplink, quote.source, quote.destination);
-    let session = session::find(&key)?.ok_or(Outcome::ErrorWithoutFlow)?;
-    let guests = session::find(&key.reverse(session.rewritten()))?.ok_or(Outcome::ErrorWithoutFlow)?;
+    let session = session::find(&key).ok_or(Outcome::ErrorWithoutFlow)?;
+    let guests = session::find(&key.reverse(session.rewritten())).ok_or(Outcome::ErrorWithoutFlow)?;
     rewrite::outer_source(ctx, packet, from_room(quote.destination.address))?;
     verdict::leave(ctx, Mark::translated(settings::get()?));
     route::to_neighbour(guests.out_if, guests.next_hop);

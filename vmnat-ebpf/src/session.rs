@@ -12,11 +12,9 @@ use aya_ebpf::{helpers::generated::bpf_loop, programs::TcContext};
 use vmnat_common::{
     Address, Mac, Outcome, Port,
     bridge::{BridgePort, BridgePortFlags},
-    checksum::{address_diff, port_diff},
     endpoint::{Endpoint, Protocol, may_change_port},
     flow::{FlowKey, Side},
-    flow_table::Entry,
-    session::{Flags, Session},
+    session::{Flags, Session, Traffic},
     tcp_state,
 };
 
@@ -37,21 +35,14 @@ const OVERLOAD_PROBES: u32 = 8;
 
 /// The session of a tuple.
 #[inline(always)]
-pub fn find(key: &FlowKey) -> Result<Option<&'static mut Session>, Outcome> {
-    own(key, flow_table::find(key))
+pub fn find(key: &FlowKey) -> Option<&'static mut Session> {
+    flow_table::find(key).map(|entry| &mut entry.session)
 }
 
 /// The session of the packet in hand, on the road of packets whose session is known.
 #[inline(always)]
-pub fn find_at_once(key: &FlowKey) -> Result<Option<&'static mut Session>, Outcome> {
-    own(key, flow_table::find_at_once(key))
-}
-
-#[inline(always)]
-fn own(key: &FlowKey, found: Option<&'static mut Entry>) -> Result<Option<&'static mut Session>, Outcome> {
-    let Some(Entry { session, .. }) = found else { return Ok(None) };
-    // Entries are reused at once, so the tag says whether this is still the key's own.
-    if session.tag == key.tag() { Ok(Some(session)) } else { Err(Outcome::StaleFlow) }
+pub fn find_at_once(key: &FlowKey) -> Option<&'static mut Session> {
+    flow_table::find_at_once(key).map(|entry| &mut entry.session)
 }
 
 /// True when the session was checked in this epoch, and the frame comes from the station and port that it belongs to and is
@@ -72,12 +63,17 @@ pub fn stations(session: &Session) -> [u32; 3] {
     unsafe { *(&raw const *session).byte_add(AT).cast::<[u32; 3]>() }
 }
 
-/// Notes a packet in its direction's entry.
+/// Notes a packet in its direction's entry, which has this key.
 #[inline(always)]
-pub fn touch(ctx: &TcContext, session: &mut Session, packet: &Packet, now: u64) {
+pub fn touch(ctx: &TcContext, key: &FlowKey, session: &mut Session, packet: &Packet, now: u64) {
     session.last_seen = now as u32;
-    session.packets = session.packets.wrapping_add(1);
-    session.bytes = session.bytes.wrapping_add(u64::from(parse::bytes(ctx)));
+    let (packets, is_packet_over) = session.packets.overflowing_add(1);
+    let (bytes, is_byte_over) = session.bytes.overflowing_add(parse::bytes(ctx));
+    session.packets = packets;
+    session.bytes = bytes;
+    if (is_packet_over | is_byte_over) && flow_table::carry(key, session, is_packet_over, is_byte_over) {
+        session.tcp_seen |= Session::CARRIES;
+    }
     // Of a segment in fragments, the first one alone has flags.
     if packet.tcp_flags != 0 {
         let guest = if packet.key.side == Side::Guest as u8 { packet.key.source } else { session.address };
@@ -133,7 +129,6 @@ pub fn open(ctx: &TcContext, packet: &Packet, port: &BridgePort) -> Result<(), O
         ctx,
         packet,
         port,
-        way,
         external,
         flags: Flags::MAPPED | way.flags,
         result: Err(Outcome::PortsExhausted),
@@ -212,7 +207,7 @@ pub fn renew(
         mtu = session.mtu;
         moved = false;
     }
-    let back = find(&packet.key.reverse(session.rewritten()))?;
+    let back = find(&packet.key.reverse(session.rewritten()));
     let (false, Some(back)) = (moved, back) else {
         remove(&packet.key, session);
         return Ok(false);
@@ -250,14 +245,14 @@ pub fn follow_lease(session: &mut Session, epoch: u16) {
 pub fn note_host(key: &FlowKey) {
     let uplink = FlowKey::new(key.protocol, Side::Uplink, key.destination_endpoint(), key.source_endpoint());
     let Ok(Draft { half: draft, .. }) = draft() else { return };
-    if let Ok(Some(session)) = find(&uplink) {
+    if let Some(session) = find(&uplink) {
         if session.has(Flags::HOST) {
             session.last_seen = settings::jiffies() as u32;
             return;
         }
         let guest = uplink.reverse(session.rewritten());
         match find(&guest) {
-            Ok(Some(theirs)) if theirs.rewritten() == uplink.destination_endpoint() => {
+            Some(theirs) if theirs.rewritten() == uplink.destination_endpoint() => {
                 remove(&guest, theirs);
             }
             _ => {
@@ -265,7 +260,7 @@ pub fn note_host(key: &FlowKey) {
             }
         }
     }
-    write_half(draft, &uplink, Endpoint::default(), Endpoint::default(), Flags::HOST);
+    write_half(draft, Endpoint::default(), Flags::HOST);
     // Where the table is full the host shares the fate of every NAT: identifiers meet by chance.
     let _ = flow_table::insert(&uplink);
 }
@@ -274,19 +269,20 @@ pub fn note_host(key: &FlowKey) {
 #[inline(always)]
 pub fn remove(guest: &FlowKey, session: &Session) -> bool {
     // Once it is removed, the slot may be another's.
-    let Session { packets, bytes, mut flags, .. } = *session;
+    let mut flags = session.flags;
+    let (mapped, forwarded) = (session.has(Flags::MAPPED), session.has(Flags::FORWARDED));
+    let outbound = if forwarded { flow_table::traffic(guest, session) } else { Traffic::default() };
     let external = session.rewritten();
     if !flow_table::remove(guest) {
         return false;
     }
-    let (mapped, forwarded) = (flags & Flags::MAPPED != 0, flags & Flags::FORWARDED != 0);
     let reverse = guest.reverse(external);
-    if let Ok(Some(back)) = find(&reverse)
+    if let Some(back) = find(&reverse)
         && back.rewritten() == guest.source_endpoint()
     {
         flags |= back.flags;
         if forwarded {
-            forward::settle_account(packets, bytes, back);
+            forward::settle_account(back.forward(), outbound, flow_table::traffic(&reverse, back));
         }
         flow_table::remove(&reverse);
     }
@@ -319,7 +315,6 @@ struct Opening<'a> {
     ctx: &'a TcContext,
     packet: &'a Packet,
     port: &'a BridgePort,
-    way: &'a Way,
     external: Endpoint,
     flags: u8,
     /// What the search for a shared port came to.
@@ -331,7 +326,7 @@ struct Opening<'a> {
 fn insert(opening: &Opening<'_>) -> Result<(), Outcome> {
     let (key, external) = (&opening.packet.key, opening.external);
     let reverse = key.reverse(external);
-    write_inbound(opening, &reverse)?;
+    write_inbound(opening)?;
     let inserted = match flow_table::insert(&reverse) {
         Ok(()) => true,
         // Its own uplink entry, from another CPU's race or a removal in progress, serves as well.
@@ -370,18 +365,15 @@ fn uncount(opening: &Opening<'_>) -> u32 {
 
 /// Writes the part of a session that both directions share. In place: built as a value it would be copied on the stack.
 #[inline(always)]
-fn write_half(half: &mut Session, key: &FlowKey, near: Endpoint, new: Endpoint, flags: u8) {
+fn write_half(half: &mut Session, new: Endpoint, flags: u8) {
     let now = settings::jiffies();
     half.address = new.address;
     half.port = new.port;
     half.tcp_seen = 0;
     half.flags = flags;
     half.next_hop = Address::UNSPECIFIED;
-    half.address_diff = address_diff(near.address, new.address);
-    half.port_diff = port_diff(near.port, new.port);
     half.epoch = settings::get().map_or(0, |settings| settings.epoch(now));
     half.last_seen = now as u32;
-    half.tag = key.tag();
     half.packets = 0;
     half.bytes = 0;
 }
@@ -389,10 +381,10 @@ fn write_half(half: &mut Session, key: &FlowKey, near: Endpoint, new: Endpoint, 
 /// Writes the guest's half into the draft; this one and the next are calls of their own for the sake of the stack.
 #[inline(never)]
 fn write_outbound(opening: &Opening<'_>) -> Result<(), Outcome> {
-    let half = half()?;
-    let Opening { ctx, packet, port: _, way, external, flags, result: _ } = *opening;
+    let Draft { half, way } = draft()?;
+    let Opening { ctx, packet, external, flags, .. } = *opening;
     let flags = flags | quota::opens_half(packet.tcp_flags);
-    write_half(half, &packet.key, packet.key.source_endpoint(), external, flags);
+    write_half(half, external, flags);
     half.out_if = way.out_if;
     half.in_if = parse::interface(ctx);
     half.next_hop = way.next_hop;
@@ -404,11 +396,11 @@ fn write_outbound(opening: &Opening<'_>) -> Result<(), Outcome> {
 
 /// Writes the uplink's half into the draft.
 #[inline(never)]
-fn write_inbound(opening: &Opening<'_>, reverse: &FlowKey) -> Result<(), Outcome> {
-    let half = half()?;
-    let Opening { ctx, packet, port, way, external, flags, result: _ } = *opening;
+fn write_inbound(opening: &Opening<'_>) -> Result<(), Outcome> {
+    let Draft { half, way } = draft()?;
+    let Opening { ctx, packet, port, flags, .. } = *opening;
     let (out_if, flags) = way_back(ctx, packet, port, flags & !Flags::HAIRPIN);
-    write_half(half, reverse, external, packet.key.source_endpoint(), flags);
+    write_half(half, packet.key.source_endpoint(), flags);
     half.out_if = out_if;
     half.in_if = way.out_if;
     half.destination_mac = packet.stations.source;
@@ -439,7 +431,7 @@ fn way_back(ctx: &TcContext, packet: &Packet, port: &BridgePort, flags: u8) -> (
 /// What the flow's packets become, where it exists.
 #[inline(always)]
 fn rewritten(key: &FlowKey) -> Option<Endpoint> {
-    find(key).ok().flatten().map(|session| session.rewritten())
+    find(key).map(|session| session.rewritten())
 }
 
 /// What becomes of a packet whose entry was refused.

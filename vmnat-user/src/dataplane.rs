@@ -263,11 +263,12 @@ fn flow_groups(options: LoadOptions) -> u32 {
 }
 
 /// The sizes of maps that depend on the options.
-fn sizes(options: LoadOptions) -> [(&'static str, u32); 3] {
+fn sizes(options: LoadOptions) -> [(&'static str, u32); 4] {
     let groups = flow_groups(options);
     [
         (map::FLOW, groups.saturating_mul(GROUP)),
         (map::FLOW_GROUP, lines_for(groups)),
+        (map::FLOW_CARRY, groups.saturating_mul(GROUP)),
         // A guest's endpoint talks to several remotes; with two entries each, a quarter is plenty.
         (map::MAPPING, options.flows.saturating_div(2).max(1024)),
     ]

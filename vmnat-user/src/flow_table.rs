@@ -19,7 +19,7 @@ use vmnat_common::{
         Entry, FREE, GROUP, Hash, LINE, Line, ONE_PAST, PROBES, RESERVED, Way, byte_of, is_passed, lowest,
         may_pass, place, slots_with, with_byte,
     },
-    session::Session,
+    session::{Carry, Session, Traffic},
 };
 
 use self::window::Window;
@@ -48,6 +48,8 @@ pub struct FlowTable {
     groups: u32,
     /// All of the groups' lines.
     lines: Window,
+    /// Upper halves of counters, by slot; none of layouts that keep the counters whole.
+    carry: Option<OwnedFd>,
 }
 
 /// The values of its larger map.
@@ -76,20 +78,26 @@ impl FlowTable {
     pub fn open(instance: &Instance) -> Result<Self> {
         let slot = Table::<u32, Entry>::open(instance, map::FLOW)?;
         let group = Table::<u32, Line>::open(instance, map::FLOW_GROUP)?;
+        let carry = Table::<u32, Carry>::open(instance, map::FLOW_CARRY)?.into_fd();
         let shape = rawbpf::map_shape(slot.fd().as_fd()).context("ask for the shape of the flow table")?;
         let lines = rawbpf::map_shape(group.fd().as_fd()).context("ask for the shape of the flow table")?;
-        Self::over((slot.into_fd(), shape), &(group.into_fd(), lines)).context("map the flow table")
+        Self::over((slot.into_fd(), shape), &(group.into_fd(), lines), Some(carry))
+            .context("map the flow table")
     }
 
-    /// The table in two maps of these shapes.
+    /// The table in two maps of these shapes, and the upper halves of its counters.
     ///
     /// # Errors
     /// What `mmap` answers.
-    pub fn over(slot: (OwnedFd, MapShape), group: &(OwnedFd, MapShape)) -> io::Result<Self> {
+    pub fn over(
+        slot: (OwnedFd, MapShape),
+        group: &(OwnedFd, MapShape),
+        carry: Option<OwnedFd>,
+    ) -> io::Result<Self> {
         let groups = slot.1.max_entries / GROUP;
         let (group, lines) = (group.0.as_fd(), index(group.1.max_entries));
         let lines = Window::open(group, 0, lines.saturating_mul(size_of::<Line>()))?;
-        Ok(Self { slot: Values::of(slot)?, groups, lines })
+        Ok(Self { slot: Values::of(slot)?, groups, lines, carry })
     }
 
     /// The map of its slots.
@@ -123,18 +131,39 @@ impl FlowTable {
     /// # Errors
     /// What the kernel answers; a missing key is `None`.
     pub fn get(&self, key: &FlowKey) -> io::Result<Option<Session>> {
-        let Some(at) = self.find(key, None)? else { return Ok(None) };
-        let mut entry = Entry::zeroed();
-        self.slot.copy(at, bytemuck::bytes_of_mut(&mut entry))?;
-        Ok((entry.key == *key).then_some(entry.session))
+        match self.find(key, None)? {
+            Some(at) => self.session_at(at, key),
+            None => Ok(None),
+        }
     }
 
-    /// Stores a session where there is none; false when there is.
+    /// What went in the direction of a session that was read under this key.
+    ///
+    /// # Errors
+    /// What the kernel answers.
+    pub fn traffic(&self, key: &FlowKey, session: &Session) -> io::Result<Traffic> {
+        let mut session = *session;
+        while session.carries() {
+            let Some(at) = self.find(key, None)? else { break };
+            let carry = self.carry_at(at)?;
+            let Some(now) = self.session_at(at, key)? else { break };
+            // The lower halves have begun anew while the upper ones were read once in four gigabytes.
+            if now.packets >= session.packets && now.bytes >= session.bytes {
+                return Ok(session.traffic(carry));
+            }
+            session = now;
+        }
+        Ok(session.traffic(Carry::default()))
+    }
+
+    /// Stores a session where there is none; false when there is. Its counters are its own: what another table carries of them is not
+    /// taken along.
     ///
     /// # Errors
     /// What the kernel answers; `E2BIG` where the table is full.
     pub fn insert(&self, key: &FlowKey, session: &Session) -> io::Result<bool> {
-        self.insert_bytes(key, bytemuck::bytes_of(session))
+        let session = Session { tcp_seen: session.tcp_seen & !Session::CARRIES, ..*session };
+        self.insert_bytes(key, bytemuck::bytes_of(&session))
     }
 
     /// Stores many sessions; those whose keys are there stay as they are.
@@ -151,7 +180,7 @@ impl FlowTable {
         inserted
     }
 
-    /// Stores a session of this table's layout where there is none; false when there is.
+    /// Stores a session of this table's layout where there is none; false when there is. What its counters carry may follow it.
     ///
     /// # Errors
     /// As [`FlowTable::insert`], and `InvalidInput` where it is longer than the table's.
@@ -159,16 +188,19 @@ impl FlowTable {
         if self.find(key, None)?.is_some() {
             return Ok(false);
         }
-        let value = [bytemuck::bytes_of(key), session].concat();
-        if value.len() != self.slot.size {
+        let mut value = [bytemuck::bytes_of(key), session].concat();
+        let carry = value.split_off(self.slot.size.min(value.len()));
+        if value.len() != self.slot.size || ![0, size_of::<Carry>()].contains(&carry.len()) {
             return Err(io::ErrorKind::InvalidInput.into());
         }
+        let carry = bytemuck::try_pod_read_unaligned::<Carry>(&carry).unwrap_or_default();
         let hash = self.hash(key)?;
         loop {
             let Some(at) = self.reserve(hash)? else {
                 return Err(io::Error::from_raw_os_error(libc::E2BIG));
             };
-            if let Err(error) = self.slot.reach(at, 1).and_then(|slot| slot.write(&value)) {
+            let written = self.slot.reach(at, 1).and_then(|slot| slot.write(&value));
+            if let Err(error) = written.and_then(|()| self.set_carry(at, carry)) {
                 self.replace(at, RESERVED, FREE)?;
                 self.step_back(hash, at / GROUP)?;
                 return Err(error);
@@ -183,6 +215,26 @@ impl FlowTable {
             if self.find(key, None)?.is_some() {
                 return Ok(false);
             }
+        }
+    }
+
+    /// The session in a slot, if that is the key's.
+    fn session_at(&self, at: u32, key: &FlowKey) -> io::Result<Option<Session>> {
+        let mut entry = Entry::zeroed();
+        self.slot.copy(at, bytemuck::bytes_of_mut(&mut entry))?;
+        Ok((entry.key == *key).then_some(entry.session))
+    }
+
+    fn carry_at(&self, at: u32) -> io::Result<Carry> {
+        let Some(carry) = &self.carry else { return Ok(Carry::default()) };
+        Ok(rawbpf::lookup(carry.as_fd(), &at)?.unwrap_or_default())
+    }
+
+    /// Without one, what lies there is of no meaning and may stay.
+    fn set_carry(&self, at: u32, carry: Carry) -> io::Result<()> {
+        match &self.carry {
+            Some(map) if carry != Carry::default() => rawbpf::update(map.as_fd(), &at, &carry, rawbpf::ANY),
+            _ => Ok(()),
         }
     }
 
@@ -220,7 +272,7 @@ impl FlowTable {
         Ok(all)
     }
 
-    /// Every entry, its session as bytes.
+    /// Every entry, its session as bytes, with what its counters carry.
     ///
     /// # Errors
     /// What the kernel answers.
@@ -228,11 +280,16 @@ impl FlowTable {
         let mut all = Vec::new();
         let mut group = 0;
         while group < self.groups {
-            self.read(group, |key, session| {
-                if own(&key, session).is_some() || session.len() != size_of::<Session>() {
-                    all.push((key, session.to_vec()));
+            let mut batch = Vec::new();
+            self.read(group, |at, key, session| batch.push((at, key, session.to_vec())))?;
+            for (at, key, mut session) in batch {
+                if self.carry.is_some() {
+                    let carries = own(&session).is_none_or(|session| session.carries());
+                    let carry = if carries { self.carry_at(at)? } else { Carry::default() };
+                    session.extend(bytemuck::bytes_of(&carry));
                 }
-            })?;
+                all.push((key, session));
+            }
             group = group.saturating_add(BATCH * LINE);
         }
         Ok(all)
@@ -350,8 +407,8 @@ impl FlowTable {
         Ok(())
     }
 
-    /// Reads the entries of a batch of groups.
-    fn read(&self, group: u32, mut each: impl FnMut(FlowKey, &[u8])) -> io::Result<()> {
+    /// Reads the entries of a batch of groups: slot, key and session.
+    fn read(&self, group: u32, mut each: impl FnMut(u32, FlowKey, &[u8])) -> io::Result<()> {
         let count = self.groups.saturating_sub(group).min(BATCH * LINE);
         let slots = self.slot.reach(group.saturating_mul(GROUP), count.saturating_mul(GROUP))?;
         let mut value = vec![0; self.slot.size];
@@ -363,14 +420,19 @@ impl FlowTable {
                 if byte == FREE || byte == RESERVED {
                     continue;
                 }
-                let at = index(number.saturating_mul(GROUP).saturating_add(slot));
-                slots.read(at.saturating_mul(self.slot.stride), &mut value)?;
+                let at = number.saturating_mul(GROUP).saturating_add(slot);
+                let offset = index(at).saturating_mul(self.slot.stride);
+                slots.read(offset, &mut value)?;
                 fence(Ordering::Acquire);
+                // Another's key is written before its session.
+                let mut key = [0; size_of::<FlowKey>()];
+                slots.read(offset, &mut key)?;
                 let is_still_there = byte_of(word.load(Ordering::Acquire), slot) == byte;
-                if let Some((key, session)) = value.split_at_checked(size_of::<FlowKey>())
+                if let Some(session) = value.strip_prefix(&key[..])
                     && is_still_there
                 {
-                    each(bytemuck::pod_read_unaligned(key), session);
+                    let first = group.saturating_mul(GROUP);
+                    each(first.saturating_add(at), bytemuck::pod_read_unaligned(&key), session);
                 }
             }
         }
@@ -391,8 +453,8 @@ impl Iterator for Batches<'_> {
     fn next(&mut self) -> Option<Self::Item> {
         while self.group < self.table.groups {
             let mut batch = Vec::new();
-            let each = |key: FlowKey, session: &[u8]| {
-                batch.extend(own(&key, session).map(|session| (key, session)));
+            let each = |_, key: FlowKey, session: &[u8]| {
+                batch.extend(own(session).map(|session| (key, session)));
             };
             if let Err(error) = self.table.read(self.group, each) {
                 self.group = self.table.groups;
@@ -407,10 +469,9 @@ impl Iterator for Batches<'_> {
     }
 }
 
-/// The session of this version's layout; none of another one's length, nor where another key's was put there while it was read.
-fn own(key: &FlowKey, session: &[u8]) -> Option<Session> {
-    let session = bytemuck::try_pod_read_unaligned::<Session>(session).ok()?;
-    (session.tag == key.tag()).then_some(session)
+/// The session of this version's layout; none of another one's length.
+fn own(session: &[u8]) -> Option<Session> {
+    bytemuck::try_pod_read_unaligned(session).ok()
 }
 
 impl Values {

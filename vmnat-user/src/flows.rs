@@ -18,6 +18,8 @@ use vmnat_common::{
     timeout::{Life, age},
 };
 
+pub use vmnat_common::session::Traffic;
+
 pub use self::expire::{Expired, expire};
 use crate::tables::Tables;
 
@@ -56,15 +58,6 @@ impl Filter {
     }
 }
 
-/// What went in one direction.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Traffic {
-    /// Packets.
-    pub packets: u64,
-    /// Bytes, as IP carries them.
-    pub bytes: u64,
-}
-
 /// A flow, from both of its halves.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Flow {
@@ -101,7 +94,15 @@ pub fn each(tables: &Tables, filter: &Filter, mut each: impl FnMut(Flow) -> Resu
     let hertz = tables.settings()?.hertz;
     each_guest_half(tables, filter, |key, session| {
         let back = other_half(tables, key, session)?;
-        each(join(key, session, back.as_ref(), now, hertz))
+        let traffic = |key: &FlowKey, session: &Session| {
+            tables.flow.traffic(key, session).context("read the counters of a flow")
+        };
+        let outbound = traffic(key, session)?;
+        let inbound = match &back {
+            Some(back) => traffic(&key.reverse(session.rewritten()), back)?,
+            None => Traffic::default(),
+        };
+        each(Flow { outbound, inbound, ..join(key, session, back.as_ref(), now, hertz) })
     })
 }
 
@@ -188,8 +189,7 @@ fn life(key: &FlowKey, session: &Session, back: Option<&Session>) -> Life {
         remote_port: key.destination_port,
         outbound_seen: session.tcp_seen,
         inbound_seen: back.map_or(0, |back| back.tcp_seen),
-        outbound_packets: session.packets,
-        inbound_packets: back.map_or(0, |back| back.packets),
+        is_replied: session.has_packets() && back.is_some_and(Session::has_packets),
     }
 }
 
@@ -199,6 +199,7 @@ fn idle(session: &Session, back: Option<&Session>, now: u32) -> u32 {
     back.map_or(there, |back| there.min(age(now, back.last_seen)))
 }
 
+/// A row, but for what went through it.
 fn join(key: &FlowKey, session: &Session, back: Option<&Session>, now: u32, hertz: u32) -> Flow {
     let idle = idle(session, back, now);
     Flow {
@@ -208,9 +209,8 @@ fn join(key: &FlowKey, session: &Session, back: Option<&Session>, now: u32, hert
         remote: key.remote(),
         stage: life(key, session, back).name(),
         idle_seconds: u64::from(idle.checked_div(hertz).unwrap_or(0)),
-        outbound: Traffic { packets: session.packets, bytes: session.bytes },
-        inbound: back
-            .map_or_else(Traffic::default, |back| Traffic { packets: back.packets, bytes: back.bytes }),
+        outbound: Traffic::default(),
+        inbound: Traffic::default(),
         out_if: session.out_if,
         forwarded: session.has(Flags::FORWARDED),
         imported: session.has(Flags::IMPORTED),
@@ -288,10 +288,8 @@ mod tests {
         let back = Session { last_seen: 1500, packets: 7, bytes: 7000, flags: 0, ..session };
         let row = join(&key, &session, Some(&back), 2000, 250);
         assert_eq!((row.stage, row.idle_seconds, row.out_if), ("established", 2, 3));
-        assert_eq!(row.outbound, Traffic { packets: 5, bytes: 500 });
-        assert_eq!(row.inbound, Traffic { packets: 7, bytes: 7000 });
         assert_eq!(row.external, endpoint([198, 51, 100, 2], 40_002));
         let alone = join(&key, &session, None, 2000, 250);
-        assert_eq!((alone.stage, alone.idle_seconds, alone.inbound), ("half-open", 4, Traffic::default()));
+        assert_eq!((alone.stage, alone.idle_seconds), ("half-open", 4));
     }
 }

@@ -208,7 +208,7 @@ impl Tables {
     /// # Errors
     /// What the kernel answers; `E2BIG` where the table is full.
     pub fn set_sentinel(&self) -> io::Result<()> {
-        let sentinel = Session { tag: FlowKey::SENTINEL.tag(), ..Session::zeroed() };
+        let sentinel = Session::zeroed();
         self.flow.insert(&FlowKey::SENTINEL, &sentinel)?;
         self.port_owner.set(&0, &PortOwner::WATCHED)
     }

@@ -13,7 +13,6 @@ use ipnet::Ipv4Net;
 use vmnat_common::{
     Address, Endpoint, Mac,
     bridge::BridgePort,
-    checksum::{address_diff, port_diff},
     flow::FlowKey,
     mapping::{Mapping, MappingKey},
     session::{Flags, Session},
@@ -117,15 +116,15 @@ fn open(tables: &Tables, translation: &Translation, place: &Place, now: Moment) 
         source_mac: place.bridge.mac,
         mtu: place.bridge.mtu,
         tcp_seen: seen_inbound,
-        packets: u64::from(replied || forwarded),
-        ..half(&reverse, external, internal, flags | Flags::VIA_NEIGHBOUR, now)
+        packets: u32::from(replied || forwarded),
+        ..half(internal, flags | Flags::VIA_NEIGHBOUR, now)
     };
     let outbound = Session {
         out_if: place.uplink,
         mtu: place.uplink_mtu,
         tcp_seen: seen_outbound,
-        packets: u64::from(replied || !forwarded),
-        ..half(&key, internal, external, flags | of_guest, now)
+        packets: u32::from(replied || !forwarded),
+        ..half(external, flags | of_guest, now)
     };
     if !tables.flow.insert(&reverse, &inbound)? {
         return release(tables, mapped, protocol.number(), internal, external);
@@ -137,7 +136,7 @@ fn open(tables: &Tables, translation: &Translation, place: &Place, now: Moment) 
     Ok(true)
 }
 
-fn half(key: &FlowKey, near: Endpoint, new: Endpoint, flags: u8, now: Moment) -> Session {
+fn half(new: Endpoint, flags: u8, now: Moment) -> Session {
     Session {
         address: new.address,
         port: new.port,
@@ -148,12 +147,9 @@ fn half(key: &FlowKey, near: Endpoint, new: Endpoint, flags: u8, now: Moment) ->
         next_hop: Address::UNSPECIFIED,
         destination_mac: Mac::ZERO,
         source_mac: Mac::ZERO,
-        address_diff: address_diff(near.address, new.address),
-        port_diff: port_diff(near.port, new.port),
         mtu: 0,
         epoch: now.stale_epoch,
         last_seen: now.stamp,
-        tag: key.tag(),
         packets: 0,
         bytes: 0,
     }

@@ -8,6 +8,7 @@
 
 mod alone;
 mod census;
+mod earlier;
 mod killed;
 mod layouts;
 mod upgrade;

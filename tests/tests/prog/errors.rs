@@ -57,7 +57,7 @@ fn an_error_of_the_path_reaches_the_guest_with_its_own_packet_quoted() {
     }
     let flows = rig.tables.flow.entries().unwrap();
     assert!(
-        flows.iter().all(|(key, session)| session.packets == u64::from(key.side == 0)),
+        flows.iter().all(|(key, session)| session.packets == u32::from(key.side == 0)),
         "errors refresh nothing"
     );
 }

@@ -14,6 +14,7 @@
 
 mod access;
 mod budget;
+mod carry;
 mod errors;
 mod filtering;
 mod flow_table;

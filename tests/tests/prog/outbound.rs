@@ -100,7 +100,7 @@ fn the_first_packet_is_counted_once_and_one_that_is_too_large_is_not() {
         let flows = rig.tables.flow.entries().unwrap();
         let counts: Vec<_> =
             flows.iter().map(|(key, session)| (key.side, session.packets, session.bytes)).collect();
-        let bytes = counted * (size as u64 + 28);
+        let bytes = counted * (size as u32 + 28);
         assert!(counts.contains(&(0, counted, bytes)) && counts.contains(&(1, 0, 0)), "{size}: {counts:?}");
     }
 }

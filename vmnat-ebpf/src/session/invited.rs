@@ -35,7 +35,7 @@ pub fn insert_invited(invited: &Invited<'_>) -> Result<(), Outcome> {
     write_called(invited)?;
     flow_table::insert(key).map_err(refusal)?;
     let guest = key.reverse(target);
-    write_answering(invited, &guest)?;
+    write_answering(invited)?;
     let Err(error) = flow_table::insert(&guest) else {
         if invited.kind() & Flags::MAPPED != 0 {
             mapping::count_flow(guest.protocol, target, key.destination_endpoint(), 1);
@@ -62,10 +62,10 @@ impl Invited<'_> {
 /// Writes the uplink's half into the draft; this one and the next are calls of their own for the sake of the stack.
 #[inline(never)]
 fn write_called(invited: &Invited<'_>) -> Result<(), Outcome> {
-    let Invited { key, target, forward, bridge, ref way, half_open } = *invited;
+    let Invited { target, forward, bridge, ref way, half_open, .. } = *invited;
     let half = half()?;
     let flags = invited.kind() | half_open | Flags::VIA_NEIGHBOUR;
-    write_half(half, key, key.destination_endpoint(), target, flags);
+    write_half(half, target, flags);
     half.set_forward(forward);
     half.out_if = bridge.bridge;
     half.in_if = way.out_if;
@@ -79,12 +79,12 @@ fn write_called(invited: &Invited<'_>) -> Result<(), Outcome> {
 
 /// Writes the guest's half into the draft, where the uplink's stands still.
 #[inline(never)]
-fn write_answering(invited: &Invited<'_>, guest: &FlowKey) -> Result<(), Outcome> {
-    let Invited { key, target, bridge, ref way, .. } = *invited;
+fn write_answering(invited: &Invited<'_>) -> Result<(), Outcome> {
+    let Invited { key, bridge, ref way, .. } = *invited;
     let half = half()?;
     let port = if half.has(Flags::VIA_NEIGHBOUR) { 0 } else { half.out_if };
     let station = half.destination_mac;
-    write_half(half, guest, target, key.destination_endpoint(), invited.kind() | way.flags);
+    write_half(half, key.destination_endpoint(), invited.kind() | way.flags);
     half.out_if = way.out_if;
     half.in_if = port;
     half.next_hop = way.next_hop;

@@ -15,7 +15,11 @@ use std::{
 };
 
 use anyhow::{Context as _, Result};
-use vmnat_common::SCHEMA_VERSION;
+use bytemuck::{Pod, Zeroable};
+use vmnat_common::{
+    Address, Mac, SCHEMA_VERSION,
+    session::{Carry, Session, Traffic},
+};
 
 use super::{OBJECT, map, map::Kind};
 use crate::{
@@ -46,18 +50,75 @@ impl Edition<'static> {
     }
 }
 
-/// 1: flows were in a hash.
-static STEPS: [Step<'static>; 1] = [Step {
-    from: 1,
-    changed: &[(
-        map::FLOW,
-        Heir::Entries { kind: Kind::Hash, key_size: 16, value_size: 64, rewrite: unchanged },
-    )],
-}];
+/// 1: flows were in a hash. 2: a session had whole counters and differences of checksums, and an entry of the table two lines.
+static STEPS: [Step<'static>; 2] = [
+    Step {
+        from: 1,
+        changed: &[(
+            map::FLOW,
+            Heir::Entries { kind: Kind::Hash, key_size: 16, value_size: 64, rewrite: unchanged },
+        )],
+    },
+    Step {
+        from: 2,
+        changed: &[(
+            map::FLOW,
+            Heir::Entries { kind: Kind::MappedArray, key_size: 16, value_size: 64, rewrite: halved },
+        )],
+    },
+];
 
 #[expect(clippy::unnecessary_wraps, reason = "the type of `Heir::Entries`")]
 fn unchanged(key: &[u8], value: &[u8]) -> Option<Entry> {
     Some((key.to_vec(), value.to_vec()))
+}
+
+/// A session of schema 1 and 2.
+#[repr(C)]
+#[derive(Clone, Copy, Pod, Zeroable)]
+struct WholeSession {
+    address: [u8; 4],
+    port: [u8; 2],
+    tcp_seen: u8,
+    flags: u8,
+    out_if: u32,
+    in_if: u32,
+    next_hop: [u8; 4],
+    macs: [u8; 12],
+    diffs: [u16; 2],
+    mtu: u16,
+    epoch: u16,
+    last_seen: u32,
+    tag: u32,
+    packets: u64,
+    bytes: u64,
+}
+
+/// Counters in halves: the lower ones are the session's, the upper ones follow it.
+fn halved(key: &[u8], value: &[u8]) -> Option<Entry> {
+    let former: WholeSession = bytemuck::try_pod_read_unaligned(value).ok()?;
+    let traffic = Traffic { packets: former.packets, bytes: former.bytes };
+    let (carry, [packets, bytes]) = traffic.split();
+    let carries = if carry == Carry::default() { 0 } else { Session::CARRIES };
+    let [to @ .., _, _, _, _, _, _] = former.macs;
+    let [_, _, _, _, _, _, from @ ..] = former.macs;
+    let session = Session {
+        address: Address::new(former.address),
+        port: bytemuck::cast(former.port),
+        tcp_seen: former.tcp_seen | carries,
+        flags: former.flags,
+        out_if: former.out_if,
+        in_if: former.in_if,
+        next_hop: Address::new(former.next_hop),
+        destination_mac: Mac::new(to),
+        source_mac: Mac::new(from),
+        mtu: former.mtu,
+        epoch: former.epoch,
+        last_seen: former.last_seen,
+        packets,
+        bytes,
+    };
+    Some((key.to_vec(), [bytemuck::bytes_of(&session), bytemuck::bytes_of(&carry)].concat()))
 }
 
 /// From one schema to the next one.
@@ -157,6 +218,12 @@ impl Edition<'_> {
             let step = self.steps.iter().find(|step| step.from == schema)?;
             for (name, heir) in step.changed {
                 changes.entry(name).or_default().push(*heir);
+            }
+        }
+        // What lies beside the flow table is by its slots, and those are others in another table.
+        if changes.contains_key(map::FLOW) {
+            for beside in [map::FLOW_GROUP, map::FLOW_CARRY] {
+                changes.entry(beside).or_default().push(Heir::Anew);
             }
         }
         Some(changes)
@@ -343,7 +410,8 @@ fn rewritten(entry: Entry, rewrites: &[Heir]) -> Option<Entry> {
 pub(super) fn flow_table(maps: &Path) -> Result<Option<FlowTable>> {
     let (slot, group) = (open(&maps.join(map::FLOW))?, open(&maps.join(map::FLOW_GROUP))?);
     let (Some(slot), Some(group)) = (slot, group) else { return Ok(None) };
-    FlowTable::over(slot, &group).context("map the flow table").map(Some)
+    let carry = open(&maps.join(map::FLOW_CARRY))?.map(|(fd, _)| fd);
+    FlowTable::over(slot, &group, carry).context("map the flow table").map(Some)
 }
 
 /// Copies the flows of a hash or of another flow table; tells how many did not fit.
@@ -408,6 +476,7 @@ mod tests {
         assert!(edition.changes(4).is_some_and(|changes| changes.is_empty()));
         let changes = edition.changes(2).unwrap();
         assert_eq!((changes["FLOW"].len(), changes["LEASE"].len()), (2, 1));
+        assert!(["FLOW_GROUP", "FLOW_CARRY"].iter().all(|beside| matches!(changes[beside][..], [Heir::Anew])));
         assert!(edition.changes(1).is_none(), "no step begins there");
         assert!(edition.changes(5).is_none(), "a later version's");
     }

@@ -4,6 +4,8 @@
 pub const FLOW: &str = "FLOW";
 /// Groups of the flow table.
 pub const FLOW_GROUP: &str = "FLOW_GROUP";
+/// Upper halves of flows' counters.
+pub const FLOW_CARRY: &str = "FLOW_CARRY";
 /// Mappings.
 pub const MAPPING: &str = "MAPPING";
 /// Networks.
@@ -95,9 +97,10 @@ impl Kind {
 }
 
 /// All of them.
-pub const ALL: [(&str, Kind); 26] = [
+pub const ALL: [(&str, Kind); 27] = [
     (FLOW, Kind::MappedArray),
     (FLOW_GROUP, Kind::MappedArray),
+    (FLOW_CARRY, Kind::Array),
     (MAPPING, Kind::Hash),
     (NETWORK, Kind::LpmTrie),
     (UNTRANSLATED, Kind::LpmTrie),

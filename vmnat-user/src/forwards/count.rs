@@ -45,20 +45,24 @@ pub fn counts(tables: &Tables) -> Result<HashMap<u32, Count>> {
             if !is_forwarded(&key, &session) {
                 continue;
             }
-            let back = tables.flow.get(&key.reverse(session.rewritten())).context("read the flow table")?;
+            let reverse = key.reverse(session.rewritten());
+            let back = tables.flow.get(&reverse).context("read the flow table")?;
             let count: &mut Count = counts.entry(session.forward()).or_default();
-            add(&mut count.inbound, &session);
+            let traffic = |key: &FlowKey, session: &Session| {
+                tables.flow.traffic(key, session).context("read the counters of a flow")
+            };
+            add(&mut count.inbound, traffic(&key, &session)?);
             if let Some(back) = back {
-                add(&mut count.outbound, &back);
+                add(&mut count.outbound, traffic(&reverse, &back)?);
             }
         }
     }
     Ok(counts)
 }
 
-fn add(traffic: &mut Traffic, session: &Session) {
-    traffic.packets = traffic.packets.saturating_add(session.packets);
-    traffic.bytes = traffic.bytes.saturating_add(session.bytes);
+fn add(sum: &mut Traffic, more: Traffic) {
+    sum.packets = sum.packets.saturating_add(more.packets);
+    sum.bytes = sum.bytes.saturating_add(more.bytes);
 }
 
 /// True for the half that leads through a port forward to its guest.

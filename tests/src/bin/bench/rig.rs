@@ -42,7 +42,7 @@ const BRIDGE_MAC: Mac = vmnat_tests::lab::BRIDGE_MAC;
 const UPLINK_MAC: Mac = vmnat_tests::lab::UPLINK_MAC;
 const PEER_MAC: Mac = vmnat_tests::lab::ROUTER_MAC;
 
-const GUEST_PORT: u16 = 40_000;
+const GUEST_PORT: u16 = 1_500;
 
 /// Frames whose every one is looked at before a rig is measured.
 pub const PROOF: u32 = 256;

@@ -31,18 +31,17 @@ fn halves(number: u32, out_if: u32, now: u32) -> Result<[(FlowKey, Session); 2]>
     let external = Endpoint::new(Address::new(octets(EXTERNAL)?), port(number));
     let key = FlowKey::guest(Protocol::Udp, guest, remote);
     let back = key.reverse(external);
-    let half = |key: &FlowKey, to: Endpoint| Session {
+    let half = |to: Endpoint| Session {
         address: to.address,
         port: to.port,
         flags: Flags::IMPORTED,
         out_if,
         last_seen: now,
-        tag: key.tag(),
         packets: 1,
         bytes: 64,
         ..Session::zeroed()
     };
-    Ok([(back, half(&back, guest)), (key, half(&key, external))])
+    Ok([(back, half(guest)), (key, half(external))])
 }
 
 fn fill(lab: &Lab, tables: &Tables) -> Result<()> {

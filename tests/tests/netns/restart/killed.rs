@@ -142,14 +142,15 @@ fn pins_of_what_has_vanished_are_dropped(hook: Hook) -> Result<()> {
     lab.kill_agent()?;
     lab.host.ip("link delete vnet2\n")?;
     let pins = PathBuf::from("/sys/fs/bpf/vmnat/default");
+    let former = format!("v{}-former001", vmnat_common::SCHEMA_VERSION);
     // An upgrade that was killed before it had pinned anything.
-    fs::create_dir_all(pins.join("v2-former001/maps"))?;
-    fs::create_dir_all(pins.join("v2-former001/links"))?;
-    let stale = pins.join("v2/links/vnet2-ingress");
+    fs::create_dir_all(pins.join(&former).join("maps"))?;
+    fs::create_dir_all(pins.join(&former).join("links"))?;
+    let stale = vmnat_user::paths::Instance::default().schema_pins().join("links/vnet2-ingress");
     ensure!(stale.exists() == (hook == Hook::Tcx), "the pin of a link that is severed");
     let agent = super::run(&lab)?;
     wait_until("stale pins are gone", PATIENCE, || {
-        Ok(!stale.exists() && !pins.join("v2-former001").exists())
+        Ok(!stale.exists() && !pins.join(&former).exists())
     })?;
     ensure!(traffic_of_one.ask(SERVER_ECHO)? == seen_as, "guest 1 has lost its port");
     drop(agent);

@@ -4,14 +4,14 @@ use std::{fs, path::Path};
 
 use anyhow::{Context as _, Result, ensure};
 use aya::maps::MapData;
+use vmnat_common::SCHEMA_VERSION;
 use vmnat_tests::lab::{Lab, traffic::Traffic, vmnat::Hook};
-use vmnat_user::rawbpf;
+use vmnat_user::{paths::Instance, rawbpf};
 
 use super::{PATIENCE, census::map_ids, upgrade::another_program};
 
 on_both_hooks!(what_has_another_layout_is_refused);
 
-const MAPS: &str = "/sys/fs/bpf/vmnat/default/v2/maps";
 const ASIDE: &str = "/sys/fs/bpf/aside";
 const HASH: u32 = 1;
 const LRU_HASH: u32 = 9;
@@ -30,12 +30,13 @@ struct Stranger {
     is_listed: bool,
 }
 
-fn strangers() -> [Stranger; 7] {
+fn strangers() -> [Stranger; 8] {
     let stranger = |map, shape, says, is_listed| Stranger { map, shape, says, is_listed };
     [
         stranger("FLOW", [LRU_HASH, 16, 64, 524_288, 0], "its type is 9 instead of 2", true),
-        stranger("FLOW", [ARRAY, 4, 80, 524_288, 0], "its set of flags is 0 instead of 1024", true),
+        stranger("FLOW", [ARRAY, 4, 64, 524_288, 0], "its set of flags is 0 instead of 1024", true),
         stranger("FLOW_GROUP", [ARRAY, 4, 72, 1_024, MMAPABLE], "its value size is 72 instead of 64", true),
+        stranger("FLOW_CARRY", [ARRAY, 4, 16, 1_024, 0], "its value size is 16 instead of 8", true),
         stranger("MAPPING", [HASH, 12, 16, 131_072, NO_PREALLOC], "its set of flags is 1 instead of 0", true),
         stranger("SETTINGS", [ARRAY, 4, 8, 1, 0], "its value size is 8 instead of", true),
         stranger("OUTCOMES", [ARRAY, 4, 8, 512, 0], "its type is 2 instead of 6", true),
@@ -63,8 +64,9 @@ fn what_has_another_layout_is_refused(hook: Hook) -> Result<()> {
     };
     let own = vmnat_tests::lab::vmnat::program()?;
     let own = own.to_string_lossy();
+    let own_pins = Instance::default().schema_pins();
     for Stranger { map, shape: [kind, key, value, entries, flags], says, is_listed } in strangers() {
-        let pin = format!("{MAPS}/{map}");
+        let pin = own_pins.join("maps").join(map).to_string_lossy().into_owned();
         fs::rename(&pin, ASIDE)?;
         let stranger = aya_obj::Map::new_from_params(kind, key, value, entries, flags);
         MapData::create(stranger, map, None)?.pin(&pin).with_context(|| pin.clone())?;
@@ -76,16 +78,16 @@ fn what_has_another_layout_is_refused(hook: Hook) -> Result<()> {
         fs::rename(ASIDE, &pin)?;
     }
     // No map at all.
-    let pin = format!("{MAPS}/FLOW");
+    let pin = own_pins.join("maps/FLOW").to_string_lossy().into_owned();
     fs::rename(&pin, ASIDE)?;
-    let program = rawbpf::object_get(Path::new("/sys/fs/bpf/vmnat/default/v2/progs/guard"))?;
+    let program = rawbpf::object_get(&own_pins.join("progs/guard"))?;
     rawbpf::object_pin(std::os::fd::AsFd::as_fd(&program), Path::new(&pin))?;
     refuses(&lab, &[&later, "up"], &pin, "its type")?;
     fs::rename(ASIDE, &pin)?;
     // Pins of versions that nobody knows.
-    for (name, says) in
-        [("v3", "schema 3, and this program's of schema 2"), ("v0", "schema 0"), ("x", "no schema's")]
-    {
+    let (ours, later_schema) = (SCHEMA_VERSION, SCHEMA_VERSION + 1);
+    let says = format!("schema {later_schema}, and this program's of schema {ours}");
+    for (name, says) in [(&*format!("v{later_schema}"), &*says), ("v0", "schema 0"), ("x", "no schema's")] {
         let folder = format!("/sys/fs/bpf/vmnat/default/{name}");
         fs::create_dir(&folder)?;
         refuses(&lab, &[&later, "up"], &folder, says)?;

@@ -3,12 +3,11 @@
 
 use std::{
     fs,
-    os::{fd::AsFd as _, unix::fs::PermissionsExt as _},
+    os::unix::fs::PermissionsExt as _,
     path::{Path, PathBuf},
 };
 
 use anyhow::{Context as _, Result, bail, ensure};
-use aya::maps::MapData;
 use vmnat_common::{flow::FlowKey, session::Session};
 use vmnat_tests::lab::{Lab, SERVER_ECHO, client, traffic::Traffic, vmnat, vmnat::Hook};
 use vmnat_user::{
@@ -19,11 +18,10 @@ use vmnat_user::{
         map::Kind,
     },
     facts,
-    flow_table::FlowTable,
     link,
     paths::Instance,
     plan::{self, Circumstances},
-    rawbpf::{self, Entry},
+    rawbpf::Entry,
     state,
 };
 
@@ -32,7 +30,6 @@ use super::{PATIENCE, census::map_ids};
 on_both_hooks!(
     a_later_program_and_an_earlier_one_take_over_unnoticed,
     flows_of_a_changed_layout_live_on,
-    flows_of_the_first_layout_live_on,
 );
 
 /// In the debug information of the kernel half, which nothing reads: with another letter the object is another one.
@@ -209,40 +206,6 @@ fn flows_of_a_changed_layout_live_on(hook: Hook) -> Result<()> {
     lab.vmnat_ok(&["down"])?;
     ensure!(!Path::new(PINS).exists(), "pins are left");
     lab.up(hook)?;
-    lab.assert_invariants()
-}
-
-/// What a version of schema 1 has pinned, whose flows were in a hash: `up` takes the flows into its table, and nobody notices.
-fn flows_of_the_first_layout_live_on(hook: Hook) -> Result<()> {
-    let mut lab = Lab::new()?;
-    lab.up_with(hook, &["--flows", "4096"])?;
-    let traffic = Traffic::start(&lab)?;
-    lab.kill_agent()?;
-    let table = FlowTable::open(&Instance::default())?;
-    let (own, first) = (format!("v{}", vmnat_common::SCHEMA_VERSION), Path::new(PINS).join("v1"));
-    fs::rename(Path::new(PINS).join(&own), &first)?;
-    fs::remove_file(first.join("maps/FLOW"))?;
-    fs::remove_file(first.join("maps/FLOW_GROUP"))?;
-    let hash = aya_obj::Map::new_from_params(1, 16, 64, 8_192, 0);
-    let hash = MapData::create(hash, "FLOW", None)?;
-    let entries = table.entries()?;
-    for (key, session) in &entries {
-        rawbpf::update(hash.fd().as_fd(), key, session, rawbpf::NOEXIST)?;
-    }
-    hash.pin(first.join("maps/FLOW"))?;
-    let printed = lab.vmnat_ok(&["up", "--flows", "4096"])?;
-    ensure!(schemas()? == [own], "{:?}: {printed}", schemas()?);
-    let table = FlowTable::open(&Instance::default())?;
-    let mut kept = 0;
-    for (key, _) in &entries {
-        kept += usize::from(table.get(key)?.is_some());
-    }
-    // Some may have ended meanwhile.
-    ensure!(entries.len() > 20 && kept >= entries.len() * 9 / 10, "{kept} of {} flows", entries.len());
-    traffic.moves(PATIENCE)?;
-    let report = traffic.finish()?;
-    println!("{hook:?}, from the first layout, {kept} of {} flows: {report}", entries.len());
-    report.assert_unnoticed(1)?;
     lab.assert_invariants()
 }
 

@@ -45,7 +45,7 @@ pub fn measure(crowd: &Crowd, flows: u32, rounds: usize) -> Result<Kept> {
     let (masquerade_flows, masquerade_bytes) = masquerade_bytes(flows)?;
     let mut kept = Kept {
         flows,
-        bytes: per_flow(map::FLOW)? + per_flow(map::FLOW_GROUP)?,
+        bytes: per_flow(map::FLOW)? + per_flow(map::FLOW_GROUP)? + per_flow(map::FLOW_CARRY)?,
         mapping_bytes: per_flow(map::MAPPING)?,
         masquerade_bytes,
         masquerade_flows,
