@@ -90,7 +90,12 @@ fn turned(ctx: &TcContext, packet: &Packet, session: &Session) -> Result<Outcome
     }
     session::touch(ctx, &key, onward, packet, now);
     mss::clamp(ctx, packet, onward.mtu);
-    rewrite::both(ctx, packet, Change::of(session, packet.key.source_endpoint()), Change::of(onward, packet.key.destination_endpoint()))?;
+    rewrite::both(
+        ctx,
+        packet,
+        Change::of(session, packet.key.source_endpoint()),
+        Change::of(onward, packet.key.destination_endpoint()),
+    )?;
     route::to_guest(ctx, onward)?;
     Ok(Outcome::Hairpin)
 }

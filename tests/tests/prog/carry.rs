@@ -155,6 +155,9 @@ fn accounts_of_port_forwards_have_both_halves() {
         let keys: Vec<_> = keys.filter(is_receivers).collect();
         rig.tables.reap(Mode::Remove, &keys).unwrap();
         let ended = rig.tables.forward_count.get(&id).unwrap().unwrap();
-        assert_eq!((traffic(ended.packets_in, ended.bytes_in), traffic(ended.packets_out, ended.bytes_out)), (inbound, outbound));
+        assert_eq!(
+            (traffic(ended.packets_in, ended.bytes_in), traffic(ended.packets_out, ended.bytes_out)),
+            (inbound, outbound)
+        );
     }
 }

@@ -94,13 +94,13 @@ fn a_further_packet_rides_the_same_session() {
 /// What opens a flow is counted with it, unless it then went nowhere.
 #[test]
 fn the_first_packet_is_counted_once_and_one_that_is_too_large_is_not() {
-    for (size, counted) in [(100, 1), (1500, 0)] {
+    for (size, counted) in [(100_u16, 1), (1500, 0)] {
         let mut rig = Rig::new();
-        rig.run(PROGRAM, PORT1, &Packet::udp(from_guest1(SERVER), 5000, 7, &vec![0; size]).bytes());
+        rig.run(PROGRAM, PORT1, &Packet::udp(from_guest1(SERVER), 5000, 7, &vec![0; size.into()]).bytes());
         let flows = rig.tables.flow.entries().unwrap();
         let counts: Vec<_> =
             flows.iter().map(|(key, session)| (key.side, session.packets, session.bytes)).collect();
-        let bytes = counted * (size as u32 + 28);
+        let bytes = counted * (u32::from(size) + 28);
         assert!(counts.contains(&(0, counted, bytes)) && counts.contains(&(1, 0, 0)), "{size}: {counts:?}");
     }
 }

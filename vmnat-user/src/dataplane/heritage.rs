@@ -476,7 +476,9 @@ mod tests {
         assert!(edition.changes(4).is_some_and(|changes| changes.is_empty()));
         let changes = edition.changes(2).unwrap();
         assert_eq!((changes["FLOW"].len(), changes["LEASE"].len()), (2, 1));
-        assert!(["FLOW_GROUP", "FLOW_CARRY"].iter().all(|beside| matches!(changes[beside][..], [Heir::Anew])));
+        assert!(
+            ["FLOW_GROUP", "FLOW_CARRY"].iter().all(|beside| matches!(changes[beside][..], [Heir::Anew]))
+        );
         assert!(edition.changes(1).is_none(), "no step begins there");
         assert!(edition.changes(5).is_none(), "a later version's");
     }

@@ -134,15 +134,14 @@ mod tests {
     proptest! {
         #[test]
         fn no_flow_has_a_timeout_below_the_shortest(
-            protocol in any::<u8>(), port in any::<u16>(), seen in (0u8..16, 0u8..16), packets in (0u64..3, 0u64..3),
+            protocol in any::<u8>(), port in any::<u16>(), seen in (any::<u8>(), any::<u8>()), is_replied in any::<bool>(),
         ) {
             let life = Life {
                 protocol,
                 remote_port: Port::new(port),
                 outbound_seen: seen.0,
                 inbound_seen: seen.1,
-                outbound_packets: packets.0,
-                inbound_packets: packets.1,
+                is_replied,
             };
             prop_assert!(Timeouts::SECONDS.of(&life) >= shortest(&Timeouts::SECONDS, protocol));
         }

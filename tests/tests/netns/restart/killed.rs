@@ -149,9 +149,7 @@ fn pins_of_what_has_vanished_are_dropped(hook: Hook) -> Result<()> {
     let stale = vmnat_user::paths::Instance::default().schema_pins().join("links/vnet2-ingress");
     ensure!(stale.exists() == (hook == Hook::Tcx), "the pin of a link that is severed");
     let agent = super::run(&lab)?;
-    wait_until("stale pins are gone", PATIENCE, || {
-        Ok(!stale.exists() && !pins.join(&former).exists())
-    })?;
+    wait_until("stale pins are gone", PATIENCE, || Ok(!stale.exists() && !pins.join(&former).exists()))?;
     ensure!(traffic_of_one.ask(SERVER_ECHO)? == seen_as, "guest 1 has lost its port");
     drop(agent);
     lab.assert_invariants()

@@ -17,8 +17,7 @@ use vmnat_user::{
         heritage::{self, Edition, Heir, Step},
         map::Kind,
     },
-    facts,
-    link,
+    facts, link,
     paths::Instance,
     plan::{self, Circumstances},
     rawbpf::Entry,
@@ -27,10 +26,7 @@ use vmnat_user::{
 
 use super::{PATIENCE, census::map_ids};
 
-on_both_hooks!(
-    a_later_program_and_an_earlier_one_take_over_unnoticed,
-    flows_of_a_changed_layout_live_on,
-);
+on_both_hooks!(a_later_program_and_an_earlier_one_take_over_unnoticed, flows_of_a_changed_layout_live_on,);
 
 /// In the debug information of the kernel half, which nothing reads: with another letter the object is another one.
 const MARK: &[u8] = b"clang LLVM (rustc";
