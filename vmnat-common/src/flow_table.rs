@@ -3,8 +3,9 @@
 //! `FLOW` is an array of [`Entry`]s, in groups of [`GROUP`]. `FLOW_GROUP` has a word a group: a byte a slot, which is [`FREE`],
 //! [`RESERVED`] or the entry's fingerprint (eight bits of its hash), and in the topmost byte how many entries went past this group because
 //! it was full. A search takes the groups in the order of its [`Way`] and ends at the first that nobody went past. A word
-//! of each flow is two bytes or three, so the words stay in the processor's caches when the entries no longer do; a search waits for memory
-//! once, where a hash of the kernel waits for its bucket and then for its element.
+//! of each flow is two bytes or three, so the words stay in the processor's caches when the entries no longer do; and most entries are in the slot of their group that their hash
+//! tells ([`Hash::home`]), so that the processor asks for the entry before it has the word. A search waits for memory once, where a hash of the
+//! kernel waits for its bucket and then for its element.
 //!
 //! Nobody waits for anybody: a slot is reserved by one exchange of the word, filled, and published by another; who takes an entry out
 //! reserves its slot, looks whether it is still that entry's, and frees it. Two that insert one key at once both look again after they
@@ -124,6 +125,13 @@ impl Hash {
         if byte <= RESERVED { byte + 2 } else { byte }
     }
 
+    /// The slot that an entry of this hash has in its group, if that is free: where a search looks while it still waits for the word.
+    #[inline]
+    #[must_use]
+    pub const fn home(self) -> u32 {
+        ((self.0 >> 8 & 0xff) as u32 * GROUP) >> 8
+    }
+
     /// Where the search for it begins.
     #[inline]
     #[must_use]
@@ -181,6 +189,20 @@ pub const fn lowest(slots: u64) -> u32 {
     (bit.wrapping_mul(0x0001_0203_0405_0607) >> 56) as u32
 }
 
+/// The slot that an entry gets in a group with this word: its home, or the lowest that is free.
+#[inline]
+#[must_use]
+pub const fn vacancy(word: u64, home: u32) -> Option<u32> {
+    let free = slots_with(word, FREE);
+    if byte_of(word, home) == FREE {
+        Some(home)
+    } else if free == 0 {
+        None
+    } else {
+        Some(lowest(free))
+    }
+}
+
 /// The byte of a slot.
 #[inline]
 #[must_use]
@@ -236,6 +258,25 @@ mod tests {
                 }
             }
         }
+    }
+
+    #[test]
+    fn an_entry_is_at_home_unless_somebody_is_there() {
+        let full = u64::MAX >> 8;
+        for home in 0..GROUP {
+            assert_eq!(vacancy(0, home), Some(home));
+            assert_eq!(vacancy(full, home), None);
+            for other in (0..GROUP).filter(|other| *other != home) {
+                assert_eq!(vacancy(with_byte(0, other, 7), home), Some(home));
+                assert_eq!(vacancy(with_byte(full, other, FREE), home), Some(other));
+            }
+            assert_eq!(vacancy(with_byte(0, home, RESERVED), home), Some(u32::from(home == 0)));
+        }
+        let mut homes = [0; GROUP as usize];
+        for key in keys().take(7_000) {
+            homes[Hash::of(key, [3, 4]).home() as usize] += 1;
+        }
+        assert!(homes.iter().all(|count| (850..1_150).contains(count)), "{homes:?}");
     }
 
     #[test]

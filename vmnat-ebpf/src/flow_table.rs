@@ -6,7 +6,7 @@ use vmnat_common::{
     flow::FlowKey,
     flow_table::{
         Entry, FREE, GROUP, Hash, ONE_PAST, PROBES, RESERVED, Way, byte_of, is_passed, lowest, may_pass,
-        place, slots_with, with_byte,
+        place, slots_with, vacancy, with_byte,
     },
     session::{Carry, Session, Traffic},
 };
@@ -59,6 +59,12 @@ pub fn find(key: &FlowKey) -> Option<&'static mut Entry> {
 pub fn find_at_once(key: &FlowKey) -> Option<&'static mut Entry> {
     let [one, other] = words(key);
     let First { hash, group, seen, .. } = First::of(one, other)?;
+    // Nothing that leads to this entry comes from the word: the processor guesses that it is here, and asks for both at once.
+    if byte_of(seen, hash.home()) == hash.fingerprint()
+        && let Some(entry) = own(group * GROUP + hash.home(), [one, other])
+    {
+        return Some(entry);
+    }
     let slots = slots_with(seen, hash.fingerprint());
     if slots == 0 && !is_passed(seen) {
         return None;
@@ -199,9 +205,8 @@ pub fn foresee(key: &FlowKey) {
 #[unsafe(no_mangle)]
 #[inline(never)]
 pub extern "C" fn flow_foresee(one: u64, other: u64) -> u32 {
-    let Some(First { group, seen, .. }) = First::of(one, other) else { return 0 };
-    let free = slots_with(seen, FREE);
-    if let Some(entry) = entry(group * GROUP + lowest(free)) {
+    let Some(First { hash, group, seen, .. }) = First::of(one, other) else { return 0 };
+    if let Some(entry) = vacancy(seen, hash.home()).and_then(|slot| entry(group * GROUP + slot)) {
         // SAFETY: the entry is the map's; what is read is not used.
         unsafe { (&raw const entry.key.source).cast::<u32>().read_volatile() };
     }
@@ -214,11 +219,10 @@ pub extern "C" fn flow_foresee(one: u64, other: u64) -> u32 {
 #[inline(never)]
 pub extern "C" fn flow_insert_first(one: u64, other: u64) -> u32 {
     let Some(First { hash, group, word, seen }) = First::of(one, other) else { return ELSEWHERE };
-    let free = slots_with(seen, FREE);
-    if free == 0 || is_passed(seen) || slots_with(seen, hash.fingerprint()) != 0 {
+    let Some(slot) = vacancy(seen, hash.home()) else { return ELSEWHERE };
+    if is_passed(seen) || slots_with(seen, hash.fingerprint()) != 0 {
         return ELSEWHERE;
     }
-    let slot = lowest(free);
     let at = group * GROUP + slot;
     let (Some(entry), Ok(half)) = (entry(at), session::half()) else { return ELSEWHERE };
     if !exchange(word, seen, with_byte(seen, slot, RESERVED)) {
@@ -448,9 +452,7 @@ pub extern "C" fn flow_reserve(place: u32) -> u32 {
         let group = search.way.group(groups());
         let Some(word) = word(group) else { return NOWHERE };
         let seen = load(word);
-        let free = slots_with(seen, FREE);
-        if free != 0 {
-            let slot = lowest(free);
+        if let Some(slot) = vacancy(seen, search.hash.home()) {
             if exchange(word, seen, with_byte(seen, slot, RESERVED)) {
                 return group * GROUP + slot;
             }

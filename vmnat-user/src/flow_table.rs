@@ -17,7 +17,7 @@ use vmnat_common::{
     flow::FlowKey,
     flow_table::{
         Entry, FREE, GROUP, Hash, LINE, Line, ONE_PAST, PROBES, RESERVED, Way, byte_of, is_passed, lowest,
-        may_pass, place, slots_with, with_byte,
+        may_pass, place, slots_with, vacancy, with_byte,
     },
     session::{Carry, Session, Traffic},
 };
@@ -353,7 +353,7 @@ impl FlowTable {
         for way in ways(hash) {
             let group = way.group(self.groups);
             let word = self.word(group)?;
-            match reserve_in(word) {
+            match reserve_in(word, hash.home()) {
                 Reserved::Slot(slot) => {
                     let first = passed.iter().position(|way| way.group(self.groups) == group);
                     for way in passed.drain(first.unwrap_or(passed.len())..) {
@@ -514,18 +514,16 @@ impl Reach<'_> {
     }
 }
 
-fn reserve_in(word: &AtomicU64) -> Reserved {
+fn reserve_in(word: &AtomicU64, home: u32) -> Reserved {
     let mut seen = word.load(Ordering::SeqCst);
     loop {
-        let free = slots_with(seen, FREE);
-        if free == 0 && !may_pass(seen) {
-            return Reserved::Refused;
-        }
-        if free == 0 {
+        let Some(slot) = vacancy(seen, home) else {
+            if !may_pass(seen) {
+                return Reserved::Refused;
+            }
             word.fetch_add(ONE_PAST, Ordering::SeqCst);
             return Reserved::Passed;
-        }
-        let slot = lowest(free);
+        };
         let reserved = with_byte(seen, slot, RESERVED);
         match word.compare_exchange(seen, reserved, Ordering::SeqCst, Ordering::SeqCst) {
             Ok(_) => return Reserved::Slot(slot),
