@@ -10,7 +10,8 @@
 //! Nobody waits for anybody: a slot is reserved by one exchange of the word, filled, and published by another; who takes an entry out
 //! reserves its slot, looks whether it is still that entry's, and frees it. Two that insert one key at once both look again after they
 //! have published; who sees the other takes its own back. A reader may hold an entry while it goes and its slot is used anew, as with every table whose entries are reused at
-//! once; the key lies in the same line as its session and is written before it, so whoever compares it last holds what was its own an instant ago.
+//! once. Who fills a slot takes the key away first, writes the session, and the key last: whoever finds a key finds its own session, and one whose
+//! flow is removed in that very instant may have the next one's for one packet.
 
 #![expect(
     clippy::arithmetic_side_effects,
@@ -59,6 +60,9 @@ pub struct Entry {
 }
 
 const _: () = assert!(size_of::<Entry>() == 64);
+
+/// The words of a key that stands for none: while a slot is filled. No packet's tuple has them, nor the sentinel's.
+pub const NO_KEY: [u64; 2] = [0, 0];
 
 /// A value of `FLOW_GROUP`: the words of eight groups; the first line is the table's [`Head`].
 #[repr(C)]
@@ -277,6 +281,20 @@ mod tests {
             homes[Hash::of(key, [3, 4]).home() as usize] += 1;
         }
         assert!(homes.iter().all(|count| (850..1_150).contains(count)), "{homes:?}");
+    }
+
+    #[test]
+    fn no_key_that_is_put_in_is_none() {
+        assert_ne!(bytemuck::cast::<_, [u64; 2]>(FlowKey::SENTINEL), NO_KEY);
+        let nothing = crate::Endpoint::default();
+        for protocol in 1..=u8::MAX {
+            for side in [crate::flow::Side::Guest, crate::flow::Side::Uplink, crate::flow::Side::Across] {
+                assert_ne!(
+                    bytemuck::cast::<_, [u64; 2]>(FlowKey::new(protocol, side, nothing, nothing)),
+                    NO_KEY
+                );
+            }
+        }
     }
 
     #[test]

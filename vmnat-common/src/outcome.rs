@@ -80,7 +80,7 @@ catalogue! {
         ServiceQuota = Dropped, "service_quota", "The guest asks the relay for names faster than one guest may.";
         FlowTableFull = Dropped, "flow_table_full", "The flow table has no room; live flows are never evicted.";
         FlowConflict = Dropped, "flow_conflict", "Another flow holds this tuple.";
-        StaleFlow = Dropped, "stale_flow", "The flow's entry was replaced while it was read.";
+        StaleFlow = Dropped, "stale_flow", "The flow that was just opened has gone before it was used.";
         MovedRoute = Dropped, "moved_route", "The flow's route leads elsewhere than when its external address was chosen.";
         TooBigToFragment = Dropped, "too_big_to_fragment", "Larger than the uplink carries, and fragmenting is the kernel's, which must not see it.";
         InboundTooBig = Dropped, "inbound_too_big", "Larger than the guest's network carries.";

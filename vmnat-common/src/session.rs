@@ -10,7 +10,7 @@ use bytemuck::{Pod, Zeroable};
 use crate::endpoint::{Address, Endpoint, Mac, Port};
 
 /// Value of the `FLOW` map: the rewrite, the way out, and the life of one direction.
-#[repr(C)]
+#[repr(C, align(8))]
 #[derive(Clone, Copy, Debug, Pod, Zeroable)]
 pub struct Session {
     /// What replaces the near address: the external one outbound, the internal one inbound.

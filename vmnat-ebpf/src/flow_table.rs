@@ -5,8 +5,8 @@ use core::intrinsics::{AtomicOrdering, atomic_cxchg, atomic_xadd, atomic_xor};
 use vmnat_common::{
     flow::FlowKey,
     flow_table::{
-        Entry, FREE, GROUP, Hash, ONE_PAST, PROBES, RESERVED, Way, byte_of, is_passed, lowest, may_pass,
-        place, slots_with, vacancy, with_byte,
+        Entry, FREE, GROUP, Hash, NO_KEY, ONE_PAST, PROBES, RESERVED, Way, byte_of, is_passed, lowest,
+        may_pass, place, slots_with, vacancy, with_byte,
     },
     session::{Carry, Session, Traffic},
 };
@@ -88,7 +88,8 @@ pub fn traffic(key: &FlowKey, session: &Session) -> Traffic {
     session.traffic(carry.map_or(Carry::default(), |carry| unsafe { *carry }))
 }
 
-/// Adds one to the upper halves of a session's counters that are over; true when that is done, and the session has a carry.
+/// Adds one to the upper halves of a session's counters that are over; true when that is done, and the session has a carry. Where both places
+/// for a search are taken, it is lost.
 #[inline(always)]
 pub fn carry(key: &FlowKey, session: &Session, is_packet_over: bool, is_byte_over: bool) -> bool {
     let [one, other] = words(key);
@@ -228,8 +229,7 @@ pub extern "C" fn flow_insert_first(one: u64, other: u64) -> u32 {
     if !exchange(word, seen, with_byte(seen, slot, RESERVED)) {
         return ELSEWHERE;
     }
-    entry.key = bytemuck::cast([one, other]);
-    entry.session = *half;
+    fill(entry, [one, other], half);
     if !replace(word, slot, RESERVED, hash.fingerprint()) {
         return ELSEWHERE;
     }
@@ -429,6 +429,25 @@ enum Freed {
     Overtaken,
 }
 
+/// Writes an entry so that nobody finds one flow's key with another's session: the former key goes first, the new one comes last. On
+/// processors that order stores as x86 does; each store is one, and in this order, as they are volatile.
+#[inline(always)]
+fn fill(entry: &mut Entry, key: [u64; 2], half: &Session) {
+    const WORDS: usize = size_of::<Session>() / size_of::<u64>();
+    let (to, from) = ((&raw mut entry.session).cast::<u64>(), (&raw const *half).cast::<u64>());
+    let at = (&raw mut entry.key).cast::<u64>();
+    // SAFETY: a key is two words and a session a number of them, all aligned; both lie in maps' values.
+    unsafe {
+        at.write_volatile(NO_KEY[0]);
+        at.add(1).write_volatile(NO_KEY[1]);
+        for word in 0..WORDS {
+            to.add(word).write_volatile(from.add(word).read());
+        }
+        at.write_volatile(key[0]);
+        at.add(1).write_volatile(key[1]);
+    }
+}
+
 /// Fills a slot that was reserved, and lets everybody see it: [`DONE`], or [`FULL`] where there is none.
 #[unsafe(no_mangle)]
 #[inline(never)]
@@ -437,8 +456,7 @@ pub extern "C" fn flow_fill(place: u32, at: u32) -> u32 {
         return FULL;
     };
     let Ok(half) = session::half() else { return FULL };
-    entry.key = bytemuck::cast(search.key);
-    entry.session = *half;
+    fill(entry, search.key, half);
     if replace(word, at % GROUP, RESERVED, search.hash.fingerprint()) { DONE } else { FULL }
 }
 
@@ -578,8 +596,9 @@ fn load(word: *mut u64) -> u64 {
     unsafe { word.read_volatile() }
 }
 
+/// Replaces a word that is as it was seen.
 #[inline(always)]
-fn exchange(word: *mut u64, seen: u64, new: u64) -> bool {
+pub fn exchange(word: *mut u64, seen: u64, new: u64) -> bool {
     // SAFETY: as in `load`.
     unsafe { atomic_cxchg::<u64, { AtomicOrdering::SeqCst }, { AtomicOrdering::SeqCst }>(word, seen, new).1 }
 }

@@ -69,16 +69,32 @@ pub fn touch(ctx: &TcContext, key: &FlowKey, session: &mut Session, packet: &Pac
     session.last_seen = now as u32;
     let (packets, is_packet_over) = session.packets.overflowing_add(1);
     let (bytes, is_byte_over) = session.bytes.overflowing_add(parse::bytes(ctx));
-    session.packets = packets;
-    session.bytes = bytes;
-    if (is_packet_over | is_byte_over) && flow_table::carry(key, session, is_packet_over, is_byte_over) {
-        session.tcp_seen |= Session::CARRIES;
+    if is_packet_over | is_byte_over {
+        carry(key, session, [packets, bytes], is_packet_over, is_byte_over);
+    } else {
+        session.packets = packets;
+        session.bytes = bytes;
     }
     // Of a segment in fragments, the first one alone has flags.
     if packet.tcp_flags != 0 {
         let guest = if packet.key.side == Side::Guest as u8 { packet.key.source } else { session.address };
         quota::follow(session, guest, packet.tcp_flags);
         session.tcp_seen = tcp_state::observe(session.tcp_seen, packet.tcp_flags);
+    }
+}
+
+/// Stores counters that have run over, and carries. Of two CPUs that see one run over at once, one does it.
+#[inline(always)]
+fn carry(key: &FlowKey, session: &mut Session, now: [u32; 2], is_packet_over: bool, is_byte_over: bool) {
+    const AT: usize = offset_of!(Session, packets);
+    const { assert!(AT.is_multiple_of(8) && offset_of!(Session, bytes) == AT + size_of::<u32>()) };
+    let seen = bytemuck::cast([session.packets, session.bytes]);
+    // SAFETY: both counters are one aligned word of the session, as asserted.
+    let counters = unsafe { (&raw mut *session).byte_add(AT).cast::<u64>() };
+    if flow_table::exchange(counters, seen, bytemuck::cast(now))
+        && flow_table::carry(key, session, is_packet_over, is_byte_over)
+    {
+        session.tcp_seen |= Session::CARRIES;
     }
 }
 

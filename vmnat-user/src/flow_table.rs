@@ -16,8 +16,8 @@ use bytemuck::Zeroable as _;
 use vmnat_common::{
     flow::FlowKey,
     flow_table::{
-        Entry, FREE, GROUP, Hash, LINE, Line, ONE_PAST, PROBES, RESERVED, Way, byte_of, is_passed, lowest,
-        may_pass, place, slots_with, vacancy, with_byte,
+        Entry, FREE, GROUP, Hash, LINE, Line, NO_KEY, ONE_PAST, PROBES, RESERVED, Way, byte_of, is_passed,
+        lowest, may_pass, place, slots_with, vacancy, with_byte,
     },
     session::{Carry, Session, Traffic},
 };
@@ -142,18 +142,28 @@ impl FlowTable {
     /// # Errors
     /// What the kernel answers.
     pub fn traffic(&self, key: &FlowKey, session: &Session) -> io::Result<Traffic> {
-        let mut session = *session;
-        while session.carries() {
-            let Some(at) = self.find(key, None)? else { break };
-            let carry = self.carry_at(at)?;
-            let Some(now) = self.session_at(at, key)? else { break };
-            // The lower halves have begun anew while the upper ones were read once in four gigabytes.
-            if now.packets >= session.packets && now.bytes >= session.bytes {
-                return Ok(session.traffic(carry));
-            }
-            session = now;
+        if session.carries()
+            && let Some(at) = self.find(key, None)?
+            && let Some((session, carry)) = self.with_carry(at, key)?
+        {
+            return Ok(session.traffic(carry));
         }
         Ok(session.traffic(Carry::default()))
+    }
+
+    /// The key's session in this slot, and what its counters carried then; none where it is another's.
+    fn with_carry(&self, at: u32, key: &FlowKey) -> io::Result<Option<(Session, Carry)>> {
+        let mut before = self.session_at(at, key)?;
+        while let Some(session) = before {
+            let carry = self.carry_at(at)?;
+            let after = self.session_at(at, key)?;
+            // Once in four gigabytes the lower halves begin anew meanwhile.
+            if after.is_some_and(|now| now.packets >= session.packets && now.bytes >= session.bytes) {
+                return Ok(Some((session, carry)));
+            }
+            before = after;
+        }
+        Ok(None)
     }
 
     /// Stores a session where there is none; false when there is. Its counters are its own: what another table carries of them is not
@@ -193,13 +203,15 @@ impl FlowTable {
         if value.len() != self.slot.size || ![0, size_of::<Carry>()].contains(&carry.len()) {
             return Err(io::ErrorKind::InvalidInput.into());
         }
-        let carry = bytemuck::try_pod_read_unaligned::<Carry>(&carry).unwrap_or_default();
+        // Where the session does not carry, what lies there is of no meaning and may stay.
+        let carries = value.get(size_of::<FlowKey>()..).and_then(own).is_none_or(|session| session.carries());
+        let carry = bytemuck::try_pod_read_unaligned::<Carry>(&carry).ok().filter(|_| carries);
         let hash = self.hash(key)?;
         loop {
             let Some(at) = self.reserve(hash)? else {
                 return Err(io::Error::from_raw_os_error(libc::E2BIG));
             };
-            let written = self.slot.reach(at, 1).and_then(|slot| slot.write(&value));
+            let written = self.slot.reach(at, 1).and_then(|slot| fill(&slot, &value));
             if let Err(error) = written.and_then(|()| self.set_carry(at, carry)) {
                 self.replace(at, RESERVED, FREE)?;
                 self.step_back(hash, at / GROUP)?;
@@ -230,10 +242,9 @@ impl FlowTable {
         Ok(rawbpf::lookup(carry.as_fd(), &at)?.unwrap_or_default())
     }
 
-    /// Without one, what lies there is of no meaning and may stay.
-    fn set_carry(&self, at: u32, carry: Carry) -> io::Result<()> {
-        match &self.carry {
-            Some(map) if carry != Carry::default() => rawbpf::update(map.as_fd(), &at, &carry, rawbpf::ANY),
+    fn set_carry(&self, at: u32, carry: Option<Carry>) -> io::Result<()> {
+        match (&self.carry, carry) {
+            (Some(map), Some(carry)) => rawbpf::update(map.as_fd(), &at, &carry, rawbpf::ANY),
             _ => Ok(()),
         }
     }
@@ -283,9 +294,13 @@ impl FlowTable {
             let mut batch = Vec::new();
             self.read(group, |at, key, session| batch.push((at, key, session.to_vec())))?;
             for (at, key, mut session) in batch {
-                if self.carry.is_some() {
-                    let carries = own(&session).is_none_or(|session| session.carries());
-                    let carry = if carries { self.carry_at(at)? } else { Carry::default() };
+                let read = own(&session);
+                if read.is_some_and(|session| session.carries()) {
+                    let Some((now, carry)) = self.with_carry(at, &key)? else { continue };
+                    session = [bytemuck::bytes_of(&now), bytemuck::bytes_of(&carry)].concat();
+                } else if self.carry.is_some() {
+                    // Of a session of another length, nobody here knows whether it carries.
+                    let carry = if read.is_none() { self.carry_at(at)? } else { Carry::default() };
                     session.extend(bytemuck::bytes_of(&carry));
                 }
                 all.push((key, session));
@@ -424,7 +439,7 @@ impl FlowTable {
                 let offset = index(at).saturating_mul(self.slot.stride);
                 slots.read(offset, &mut value)?;
                 fence(Ordering::Acquire);
-                // Another's key is written before its session.
+                // Who fills the slot takes the key away before, and writes the new one last.
                 let mut key = [0; size_of::<FlowKey>()];
                 slots.read(offset, &mut key)?;
                 let is_still_there = byte_of(word.load(Ordering::Acquire), slot) == byte;
@@ -506,12 +521,22 @@ impl Reach<'_> {
         }
     }
 
-    fn write(&self, bytes: &[u8]) -> io::Result<()> {
+    fn write(&self, offset: usize, bytes: &[u8]) -> io::Result<()> {
         match self {
-            Self::Part(window) => window.write(0, bytes),
-            Self::Whole(window, start) => window.write(*start, bytes),
+            Self::Part(window) => window.write(offset, bytes),
+            Self::Whole(window, start) => window.write(start.saturating_add(offset), bytes),
         }
     }
+}
+
+/// Writes an entry as the programs do: the former key goes first, the new one comes last.
+fn fill(slot: &Reach<'_>, value: &[u8]) -> io::Result<()> {
+    let (key, session) = value.split_at_checked(size_of::<FlowKey>()).ok_or(io::ErrorKind::InvalidInput)?;
+    slot.write(0, bytemuck::bytes_of(&NO_KEY))?;
+    fence(Ordering::SeqCst);
+    slot.write(size_of::<FlowKey>(), session)?;
+    fence(Ordering::SeqCst);
+    slot.write(0, key)
 }
 
 fn reserve_in(word: &AtomicU64, home: u32) -> Reserved {

@@ -93,6 +93,26 @@ fn counters_go_on_over_half_their_width_each_way() {
     assert_eq!(seen & !Session::CARRIES, Seen::ACK);
 }
 
+/// As when a table is made anew, with another size or by another version.
+#[test]
+fn counters_are_copied_whole() {
+    let mut rig = Rig::new();
+    out(&mut rig);
+    back(&mut rig);
+    for before in [traffic(3, 5 * HALF + 4), traffic(3 * HALF + 9, 7), traffic(1, 2)] {
+        pretend(&rig, before);
+        let copies = rig.tables.flow.entries_as_bytes().unwrap();
+        assert_eq!(copies.len(), 2);
+        pretend(&rig, traffic(11 * HALF, 13 * HALF));
+        for (key, session) in &copies {
+            assert!(rig.tables.flow.remove(key).unwrap());
+            assert!(rig.tables.flow.insert_bytes(key, session).unwrap());
+        }
+        let flow = only_flow(&rig);
+        assert_eq!((flow.outbound, flow.inbound), (before, before));
+    }
+}
+
 /// A slot that had a carry is used anew: its next flow begins at nothing.
 #[test]
 fn what_was_carried_is_not_the_next_flows() {

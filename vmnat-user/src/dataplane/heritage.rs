@@ -143,7 +143,8 @@ pub enum Heir {
         key_size: u32,
         /// Bytes of an old value.
         value_size: u32,
-        /// Old key and value to new ones; none for an entry that ends.
+        /// Old key and value to new ones; none for an entry that ends. Of a flow of schema 3 and later the value is the session, and behind
+        /// it the [`Carry`] of its counters, which has to stay behind it.
         rewrite: fn(&[u8], &[u8]) -> Option<Entry>,
     },
 }

@@ -146,13 +146,15 @@ fn lengthened(key: &[u8], value: &[u8]) -> Option<Entry> {
     Some((key.to_vec(), [value, &[0; 8]].concat()))
 }
 
+/// Eight bytes longer, before what its counters carry.
+fn lengthened_flow(key: &[u8], value: &[u8]) -> Option<Entry> {
+    let (session, carry) = value.split_at_checked(size_of::<Session>())?;
+    Some((key.to_vec(), [session, &[0; 8], carry].concat()))
+}
+
 fn longer(declared: Declared) -> (Declared, Declared) {
     let [kind, key, value, entries, flags] = declared;
     (declared, [kind, key, value + 8, entries, flags])
-}
-
-fn lengthening(kind: Kind, key_size: u32, value_size: u32) -> Heir {
-    Heir::Entries { kind, key_size, value_size, rewrite: lengthened }
 }
 
 /// A kernel half of the next schema, in which flows and mappings are longer, takes over: 1. every stream, port and datagram
@@ -169,8 +171,16 @@ fn flows_of_a_changed_layout_live_on(hook: Hook) -> Result<()> {
     let (key_size, value_size) = (u32::try_from(size_of::<FlowKey>())?, u32::try_from(size_of::<Session>())?);
     ensure!(flow[2] == key_size + value_size, "a flow is {} bytes", flow[2]);
     let changed = [
-        ("FLOW", lengthening(Kind::MappedArray, key_size, value_size)),
-        ("MAPPING", lengthening(Kind::Hash, mapping[1], mapping[2])),
+        ("FLOW", Heir::Entries { kind: Kind::MappedArray, key_size, value_size, rewrite: lengthened_flow }),
+        (
+            "MAPPING",
+            Heir::Entries {
+                kind: Kind::Hash,
+                key_size: mapping[1],
+                value_size: mapping[2],
+                rewrite: lengthened,
+            },
+        ),
     ];
     let steps = [Step { from: schema, changed: &changed }];
     let next = Edition { object: &object, schema: schema + 1, steps: &steps };
