@@ -2,7 +2,7 @@
 
 mod against;
 
-use anyhow::Result;
+use anyhow::{Context as _, Result};
 use clap::Parser;
 
 use crate::{
@@ -29,8 +29,30 @@ pub struct Args {
     words: Vec<String>,
 }
 
+impl Args {
+    /// The same with the options of this command that stand behind the name of a benchmark.
+    fn lifted(&self) -> Result<Self> {
+        let (mut against, mut quick, mut words) = (self.against.clone(), self.quick, Vec::new());
+        let mut given = self.words.iter();
+        while let Some(word) = given.next() {
+            match word.split_once('=') {
+                _ if word == "--quick" => quick = true,
+                _ if word == "--against" => {
+                    let revision =
+                        given.next().context("--against wants a commit, or a `vmnat` that is built")?;
+                    against = Some(revision.clone());
+                }
+                Some(("--against", revision)) => against = Some(revision.to_owned()),
+                _ => words.push(word.clone()),
+            }
+        }
+        Ok(Self { against, quick, words })
+    }
+}
+
 /// Sets up, builds and becomes the benchmark.
 pub fn run(args: &Args) -> Result<()> {
+    let args = &args.lifted()?;
     let mut steps = Steps::new(if args.against.is_some() { 3 } else { 2 });
     steps.step("set-up", || setup::ensure(setup::Scope::Lab))?;
     steps.step("build (release)", demo::build_lab)?;
@@ -50,4 +72,26 @@ pub fn run(args: &Args) -> Result<()> {
     let mut bench = program(&project::built("bench").to_string_lossy(), words);
     bench.env(guest_kernel::VARIABLE, guest_kernel::dir());
     demo::become_with_vmnat(&mut bench)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn options_are_this_commands_wherever_they_stand() {
+        let lifted = |words: &[&str]| {
+            let args =
+                Args { against: None, quick: false, words: words.iter().map(ToString::to_string).collect() };
+            args.lifted().map(|args| (args.against, args.quick, args.words.join(" ")))
+        };
+        let is = |words: &[&str], against: Option<&str>, quick, rest: &str| {
+            let expected = (against.map(str::to_owned), quick, rest.to_owned());
+            assert_eq!(lifted(words).unwrap(), expected, "{words:?}");
+        };
+        is(&["program", "--against", "HEAD~1", "--rounds", "5"], Some("HEAD~1"), false, "program --rounds 5");
+        is(&["packet", "--against=v1", "--quick"], Some("v1"), true, "packet");
+        is(&["flows", "--flows", "1000"], None, false, "flows --flows 1000");
+        assert!(lifted(&["program", "--against"]).is_err());
+    }
 }
